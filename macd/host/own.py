@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -117,6 +117,11 @@ class Service:
     def instances(self) -> dict[str, Instance]:
         """The units that serve a symbol each, of the built-in application; {} for none."""
         return {n: one for n, one in self.units.items() if isinstance(one, Instance)}
+
+    def without(self, names: Collection[str]) -> Service:
+        """The same but for those units; itself where none would be left."""
+        units = {name: one for name, one in self.units.items() if name not in names}
+        return replace(self, units=units) if units else self
 
     def document(self) -> dict[str, Any]:
         """As it stands in service.json; units as pairs, for JSON objects are sorted there."""

@@ -22,13 +22,12 @@ from macd.host.judge.parse import step_ms
 from macd.host.own import Service
 from macd.host.store.age import age_of
 from macd.host.store.signature import GATE_NAMESPACE, RELEASE_NAMESPACE
-from macd.host.systemd.supervisor import Process
+from macd.host.systemd.supervisor import OFF, Process
 
 DAY_S = 86400.0
 _GRACE_S = 120.0  # of a replay, whose bars may be seconds apart
 _MOST_NAMED = 5
 _MANY_RESTARTS = 3  # by systemd, in an hour
-OFF = ("disabled", "masked", "masked-runtime")  # of a unit that is not meant to run
 _PENDING_S = 3600.0  # no activation's times together are longer, unless somebody set them so
 
 
@@ -74,7 +73,8 @@ class Facts:
 
     changing: a deploy, a provision or a change of the flag is at work, so nothing about the service
     means much. committed: when the newest release was. unit: of several instances the one that does
-    not run, which `process` is of then. restarts: by systemd in the last hour.
+    not run, which `process` is of then. restarts: by systemd in the last hour. restarted: of
+    several instances, by unit how often since a deploy or somebody started it.
     health: the service's answer, or {"unreachable": why}. rollback: the release that a rollback
     goes to. service: service.json. guard: as `guard_of` answers. pending: the pending activation's
     number, started and whether a process is at it. synchronised: what systemd says of the clock,
@@ -93,6 +93,7 @@ class Facts:
     process: Process | None = None
     unit: str = ""
     restarts: int = 0
+    restarted: Mapping[str, int] = field(default_factory=dict)
     health: Mapping[str, Any] = field(default_factory=dict)
     rollback: str | None = None
     service: Mapping[str, Any] = field(default_factory=dict)
@@ -165,7 +166,12 @@ def restarting(facts: Facts, _: Terms) -> Alarm | None:
     if not is_meant_to_run(facts) or facts.restarts < _MANY_RESTARTS:
         return None
     text = f"systemd restarted the service {facts.restarts} times within an hour"
-    return Alarm(text, f"invoke doctor shows its last words{_or_back(facts)}")
+    shown = f"invoke doctor shows its last words{_or_back(facts)}"
+    if most := sorted(facts.restarted, key=lambda unit: -facts.restarted[unit])[:_MOST_NAMED]:
+        counts = ", ".join(f"{unit} {facts.restarted[unit]} times" for unit in most)
+        text += f"; since they were last started otherwise {counts}"
+        shown = f"invoke logs --unit {most[0].removesuffix('.service')}{_or_back(facts)}"
+    return Alarm(text, shown)
 
 
 def silent(facts: Facts, terms: Terms) -> Alarm | None:
@@ -177,38 +183,70 @@ def silent(facts: Facts, terms: Terms) -> Alarm | None:
         return UNKNOWN if facts.changing else _writes_nothing(facts, terms)
     if facts.changing or not isinstance(feed, Mapping):
         return UNKNOWN
-    state, arrived = _feed_of(facts.health)
-    if feed.get("kind") == "replay":
-        if state.startswith("at the end"):
-            return None  # what was to be replayed has been
-        speed = feed.get("speed")
-        every = 1 / speed if isinstance(speed, (int, float)) and speed > 0 else 0.0
-        allowed = max(terms.silent_bars * every, _GRACE_S)
-    else:
-        every = step_ms(str(facts.service.get("tf"))) / 1000
-        arrived = None if facts.newest is None else facts.newest.bar / 1000 + every
-        allowed = terms.silent_bars * every
-    known = [at for at in (arrived, epoch_of(facts.health.get("started"))) if at is not None]
-    if not known or not allowed:
+    state, _ = _feed_of(facts.health)
+    if _is_replayed(facts, facts.health):
+        return None
+    bar = None if facts.newest is None else facts.newest.bar / 1000
+    age, allowed = _quiet_s(facts, facts.health, bar), _quiet_allowed_s(facts, terms)
+    if age is None or not allowed:
         return UNKNOWN
-    age = facts.now - max(known)
     text = f"no bar for {lasting(age)}" + (f"; the feed is {state}" if state else "")
     alarm = Alarm(text, "invoke doctor; invoke logs --grep feed")
     return alarm if age > allowed else _behind(facts, terms)
 
 
+def _is_replay(facts: Facts) -> bool:
+    feed = facts.service.get("feed")
+    return isinstance(feed, Mapping) and feed.get("kind") == "replay"
+
+
+def _is_replayed(facts: Facts, health: Mapping[str, Any]) -> bool:
+    """Whether what was to be replayed has been."""
+    return _is_replay(facts) and _feed_of(health)[0].startswith("at the end")
+
+
+def _quiet_s(facts: Facts, health: Mapping[str, Any], bar: float | None) -> float | None:
+    """How long no bar came to a process. bar: the open of its newest one, in epoch seconds.
+
+    A replay's bars are of another time than ours: when one came counts.
+    """
+    _, arrived = _feed_of(health)
+    if not _is_replay(facts):
+        arrived = None if bar is None else bar + step_ms(str(facts.service.get("tf"))) / 1000
+    known = [at for at in (arrived, epoch_of(health.get("started"))) if at is not None]
+    return facts.now - max(known) if known else None
+
+
+def _quiet_allowed_s(facts: Facts, terms: Terms) -> float:
+    if not _is_replay(facts):
+        return terms.silent_bars * step_ms(str(facts.service.get("tf"))) / 1000
+    speed = facts.service["feed"].get("speed")
+    every = 1 / speed if isinstance(speed, (int, float)) and speed > 0 else 0.0
+    return max(terms.silent_bars * every, _GRACE_S)
+
+
 def _behind(facts: Facts, terms: Terms) -> Alarm | None:
-    """Of a service of several symbols, those whose bars have stopped while others' come."""
+    """Of a service of several symbols, those whose bars have stopped while others' come.
+
+    In one process they share its time. An instance goes at its own pace, and is looked at alone.
+    """
     symbols = facts.health.get("symbols")
     newest = epoch_of(facts.health.get("last_bar"))
     if not isinstance(symbols, Mapping) or newest is None:
         return None
     allowed = terms.silent_bars * step_ms(str(facts.service.get("tf"))) / 1000
-    silent = []
+    silent, hint = [], "invoke logs --grep bars_stopped; "
     for name, said in symbols.items():
         last = epoch_of(said.get("last_bar")) if isinstance(said, Mapping) else None
-        stopped = isinstance(said, Mapping) and said.get("stopped") is True
-        if stopped if last is None else newest - last > allowed:
+        if isinstance(said, Mapping) and "started" in said:
+            quiet = _quiet_s(facts, said, last) or 0.0
+            is_silent = quiet > _quiet_allowed_s(facts, terms) and not _is_replayed(facts, said)
+            hint = ""
+        elif last is None:
+            is_silent = isinstance(said, Mapping) and said.get("stopped") is True
+        else:
+            is_silent = newest - last > allowed
+        if is_silent:
             silent.append(str(name))
     if not silent:
         return None
@@ -216,7 +254,8 @@ def _behind(facts: Facts, terms: Terms) -> Alarm | None:
     more = f" and {len(silent) - _MOST_NAMED} more" if silent[_MOST_NAMED:] else ""
     return Alarm(
         f"no bar of {named}{more}, while other symbols' bars come",
-        "invoke logs --grep bars_stopped; invoke status has a row for each symbol",
+        f"{hint or 'invoke logs --unit ' + min(silent) + '; '}"
+        "invoke status has a row for each symbol",
     )
 
 

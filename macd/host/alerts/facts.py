@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from macd.host import durable, own, untrusted
-from macd.host.alerts.conditions import OFF, Facts, Newest, Terms
+from macd.host.alerts.conditions import Facts, Newest, Terms
 from macd.host.deploy import ledger, locks
 from macd.host.deploy.health import ProbeError, ask, get
 from macd.host.deploy.probe import Instances, prover_of
@@ -55,10 +55,12 @@ def gather(layout: Layout, terms: Terms, now: float, *, offset_s: float | None =
     application = own.BUILT_IN
     if service:
         application = of("service.json", lambda: own.read(layout), application)
-    main = application.unit or f"{terms.unit}.service"
-    process = of("the service's process", lambda: _process(terms.scope, main), None)
     no_units: dict[str, Process] = {}
     units = of("the units", lambda: _units(terms.scope, application), no_units)
+    away = [name for name in application.instances if name in units and units[name].is_put_away]
+    application = application.without(away)
+    main = application.unit or f"{terms.unit}.service"
+    process = of("the service's process", lambda: _process(terms.scope, main), None)
     down = _down(application, units)
     process = units.get(down, process)
     is_up = live is not None and process is not None and process.active == "active"
@@ -72,6 +74,11 @@ def gather(layout: Layout, terms: Terms, now: float, *, offset_s: float | None =
         process=process,
         unit=down,
         restarts=sum(one.restarts for one in {main: process, **units}.values() if one),
+        restarted={
+            name: one.restarts
+            for name, one in units.items()
+            if name in application.instances and one.restarts
+        },
         # With a socket, asking would start a service that somebody stopped.
         health=_health(layout, terms, live, application, units) if live and (is_up or down) else {},
         rollback=of("the rollback target", lambda: _rollback(layout, live), None),
@@ -230,10 +237,10 @@ def _health(
 
 
 def _down(application: Service, units: Mapping[str, Process]) -> str:
-    """The first instance that does not run, though nobody disabled it; "" for none."""
+    """The first instance that does not run, though it is meant to; "" for none."""
     for unit in application.instances:
         process = units.get(unit)
-        if process and process.active != "active" and process.enabled not in OFF:
+        if process and process.active != "active" and not process.is_put_away:
             return unit
     return ""
 

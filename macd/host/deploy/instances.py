@@ -11,7 +11,7 @@ from typing import Any
 
 from macd.host.systemd.supervisor import Process
 
-_OF_A_SYMBOL = ("last_bar", "stacking", "age", "challenger", "seq")
+_OF_A_SYMBOL = ("last_bar", "stacking", "age", "challenger", "seq", "started", "feed")
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,15 @@ class InstanceState:
 def together(instances: Sequence[InstanceState], since: Mapping[str, float]) -> dict[str, Any]:
     """As the health document of one process, the main instance's where all must agree.
 
-    symbols: the state of each. units: by name pid, active, since (seconds that it has run), wrong.
+    symbols: the state of each. units: by name pid, active, restarts (by systemd), since (seconds
+    that it has run), wrong.
     `unreachable` only where none answers.
     """
     units = {
         one.unit: {
             "pid": one.process.pid,
             "active": one.process.active,
+            "restarts": one.process.restarts,
             "since": since.get(one.unit),
             "wrong": one.wrong,
         }

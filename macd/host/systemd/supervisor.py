@@ -26,6 +26,7 @@ _TEMPLATE = re.compile(r"# Written by macd from templates/\S+ for every instance
 _TIMEOUT_S = 60
 _JOURNAL_S = 20
 _LONGEST_LINE = 4096  # characters
+OFF = ("disabled", "masked", "masked-runtime")  # of a unit that is not meant to run
 _PROPERTIES = (
     "LoadState,ActiveState,SubState,MainPID,InvocationID,NRestarts,Result,UnitFileState"
     ",NeedDaemonReload"
@@ -70,6 +71,11 @@ class Process:
     enabled: str
     loaded: str
     needs_reload: bool = False
+
+    @property
+    def is_put_away(self) -> bool:
+        """Whether somebody stopped it and also disabled or masked it: it is not meant to run."""
+        return self.active != "active" and self.enabled in OFF
 
     def is_same_life(self, other: Process) -> bool:
         """True while the very process goes on that `other` described."""

@@ -255,3 +255,40 @@ def test_a_symbol_whose_bars_stop_is_silent_while_the_others_come() -> None:
     alarm = conditions.silent(facts, TERMS)
     assert alarm is not None
     assert alarm.text.startswith("no bar of D,")
+
+
+def test_an_instance_is_silent_by_its_own_bars_not_by_those_of_others() -> None:
+    """Each replays at a pace of its own, and one that starts again later is behind."""
+    began = "2026-03-01T00:00:00Z"
+
+    def silent(service: dict[str, Any], **of: dict[str, Any]) -> str:
+        symbols = {name: {"ok": True, "started": began, **said} for name, said in of.items()}
+        feed = {"state": "replaying", "last_arrival": NOW}
+        facts = replace(FACTS, service=service, **health(feed=feed, symbols=symbols, **bars))
+        alarm = conditions.silent(facts, TERMS)
+        return "" if alarm is None else f"{alarm.text}; {alarm.hint}"
+
+    def came(bar: str, age_s: float, state: str = "replaying") -> dict[str, Any]:
+        return {"last_bar": bar, "feed": {"state": state, "last_arrival": NOW - age_s}}
+
+    bars = {"last_bar": "2019-06-01T00:00:00Z"}
+    near, far = came("2019-06-01T00:00:00Z", 1), came("2019-01-01T00:00:00Z", 1)
+    assert silent(REPLAY, A=near, B=far) == ""
+    assert silent(REPLAY, A=near, B=came("2019-06-01T00:00:00Z", 500, "at the end")) == ""
+    said = silent(REPLAY, A=near, B=came("2019-06-01T00:00:00Z", 500))
+    assert said.startswith("no bar of B, while other symbols' bars come; invoke logs --unit B;")
+
+    bars = {"last_bar": "2026-03-02T11:00:00Z"}
+    here, gone = came("2026-03-02T11:00:00Z", 1), came("2026-03-02T08:00:00Z", 1)
+    assert silent(LIVE, A=here, B={}).startswith("no bar of B,")  # since it started
+    assert silent(LIVE, A=here, B={"started": None}) == ""
+    assert silent(LIVE, A=here, B=gone).startswith("no bar of B,")
+    assert silent(LIVE, A=here, B={**gone, "started": "2026-03-02T12:10:00Z"}) == ""
+
+
+def test_of_instances_the_one_that_is_restarted_is_named() -> None:
+    counts = {"a@B.service": 1, "a@E.service": 4}
+    alarm = conditions.restarting(replace(FACTS, restarts=3, restarted=counts), TERMS)
+    assert alarm is not None
+    assert alarm.text.endswith("a@E.service 4 times, a@B.service 1 times")
+    assert alarm.hint == "invoke logs --unit a@E"

@@ -166,3 +166,30 @@ def test_an_own_application_is_seen_by_its_units_its_page_and_its_files(
         shown["bot-web.service"] = replace(RUNS, active="failed", result="exit-code")
         assert "bot-web.service is failed (exit-code)" in look().health["last_error"]
         server.shutdown()
+
+
+def test_an_instance_that_was_stopped_and_disabled_is_not_meant_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are looked at all the same, also where it is the first."""
+    layout = Layout(str(tmp_path))
+    (tmp_path / "state").mkdir()
+    settings = {"symbol": "A", "symbols": ["A", "B"], "endpoint": "unix:/nowhere/h.sock"}
+    (tmp_path / "service.json").write_text(json.dumps({**settings, "instances": "m"}))
+    first, second = "m@A.service", "m@B.service"
+    away = replace(RUNS, active="inactive", pid=0, enabled="disabled")
+    shown = {first: away, second: replace(RUNS, active="active", restarts=2)}
+    monkeypatch.setattr(Supervisor, "show", lambda _, unit: shown[unit])
+    monkeypatch.setattr(facts, "live_release", lambda _: "20260301T000000Z-00000000")
+    monkeypatch.setattr(facts.releases, "manifest_sha256", lambda *_: "0" * 64)
+
+    def look() -> facts.Facts:
+        return facts.gather(layout, Terms(unit="m"), NOW.timestamp())
+
+    seen = look()
+    assert (seen.process, seen.unit, seen.restarted) == (shown[second], "", {second: 2})
+    assert list(seen.health["units"]) == [second]
+    shown[second] = replace(RUNS, active="failed")
+    assert look().unit == second
+    shown[second] = away  # nothing is meant to run
+    assert look().process == away
