@@ -236,12 +236,14 @@ def _fields(results: Results[_Outcome]) -> dict[str, Any]:
 def _lines(kind: str, ended: Flipped) -> list[str]:
     decides = decides_shown(ended.weight, weighed=ended.weighed)
     mode = decides if ended.value == "1" else "stacking is in shadow"
-    process = f"process {ended.pid}" if ended.pid else "no process"
+    runs = f"process {ended.pid} runs" if ended.pid else "no process runs"
+    if len(ended.pids) > 1:
+        runs = f"{len(ended.pids)} processes run"
     untouched = f"{mode} already; nothing was restarted"
     if ended.ended:
         untouched = f"{mode}; the change that was interrupted was ended, the service restarted"
     heads = {
-        "set": f"{'✗' if ended.wrong else '✓'} {ended.host}: {mode}; {process} runs with it",
+        "set": f"{'✗' if ended.wrong else '✓'} {ended.host}: {mode}; {runs} with it",
         "already": f"✓ {ended.host}: {untouched}",
         "would": f"{ended.host}: would {_move(kind, ended)} and restart the service",
         "reverted": f"✗ {ended.host}: put back, {mode}",

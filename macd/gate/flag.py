@@ -32,12 +32,13 @@ class Flipped:
     """How it ended on one host.
 
     result: set, already, reverted, or (a dry run) would. value: of the flag now. weight: what
-    stacking counts for, in percent, 0 in shadow. steps: the weights to which the guard raises it.
-    wrong: why the service does not serve well, "" if it does. report: path of the evidence, ""
-    where none is needed. lost: why the host has it not on record, "" if it has. ended: whether a
-    change that was interrupted before was ended first. Of a dry run: was_weight, the process's
-    weight now, and cancels, the guard's steps that end because one weight was asked for. weighed:
-    whether the application knows weights: one of the team's own does not.
+    stacking counts for, in percent, 0 in shadow. pids: of all instances, where it was set. steps:
+    the weights to which the guard raises it. wrong: why the service does not serve well, "" if it
+    does. report: path of the evidence, "" where none is needed. lost: why the host has it not on
+    record, "" if it has. ended: whether a change that was interrupted before was ended first. Of a
+    dry run: was_weight, the process's weight now, and cancels, the guard's steps that end because
+    one weight was asked for. weighed: whether the application knows weights: one of the team's own
+    does not.
     """
 
     host: str
@@ -45,6 +46,7 @@ class Flipped:
     value: str
     release: str | None
     pid: int | None = None
+    pids: Sequence[int] = ()
     reason: str = ""
     wrong: str = ""
     report: str = ""
@@ -313,6 +315,7 @@ def _flipped(host: Host, answer: Mapping[str, Any], path: str, steps: Sequence[i
         value=answer["value"],
         release=answer["release"],
         pid=answer["pid"],
+        pids=answer.get("pids", ()),
         reason=answer["reason"],
         wrong=answer["wrong"],
         report=path,

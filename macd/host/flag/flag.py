@@ -84,8 +84,8 @@ def set_flag(
     Returns:
         outcome ("set", "already" or "reverted"), release, value, weight (0 in shadow), pid, wrong
         (why it does not serve well, "" if it does), reason, and unrecorded (why the return to
-        shadow is not on record here, "" if it is). With "already" also ended: how the change ended
-        that was interrupted before, as `end` has it.
+        shadow is not on record here, "" if it is). With "set" also pids, of all instances. With
+        "already" also ended: how the change ended that was interrupted before, as `end` has it.
 
     Raises:
         HostError ("refused"): nothing was touched.
@@ -285,8 +285,8 @@ def _weighted(
     aim = first_weight(weight, (guard or {}).get("steps", ()), running, upcoming, covered)
     if type(aim) is not int or not 0 < aim <= FULL:
         raise HostError(f"{WEIGHT} can't be {aim!r:.40}: 1 to 100", kind="refused")
-    main = change.switch(layout).processes(change.endpoint)[0]
-    if aim < FULL and weight_by_health(*main) is None:
+    processes = change.switch(layout).processes(change.endpoint)
+    if aim < FULL and all(weight_by_health(*one) is None for one in processes):
         raise HostError(
             f"stacking can't decide with {aim} %: the service does not say that it knows weights",
             why="its health answer names none, or none came; an earlier version decides with 100 %",
@@ -437,9 +437,10 @@ def _proved(log: FlagLog, change: Change, process: Process | None, wrong: str) -
 
 def _finish(log: FlagLog, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
     pid = process.pid if process else None
+    pids = [one.pid for one, _ in change.switch(log.layout).processes(change.endpoint) if one.pid]
     log.record("flag.set", {**_fields(change), "pid": pid, "wrong": wrong})
     log.forget()
-    return _answer("set", change, process, wrong, log.unrecorded)
+    return {**_answer("set", change, process, wrong, log.unrecorded), "pids": pids}
 
 
 def _revert(

@@ -380,13 +380,17 @@ class Switch:
 
 
 def service_of(layout: Layout, supervisor: Supervisor, unit: str) -> Service:
-    """What is live here; where its settings can't be read, the instances that systemd knows."""
+    """What is live here; where its settings can't be read, the instances that systemd knows.
+
+    Without instances that somebody stopped and disabled: nothing here is to start them.
+    """
     try:
-        return own.read(layout)
+        service = own.read(layout)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         base = unit.removesuffix(".service")
         units = {name: own.Instance() for name in supervisor.instances(base)}
-        return dataclasses.replace(own.BUILT_IN, units=units)
+        service = dataclasses.replace(own.BUILT_IN, units=units)
+    return service.without([n for n in service.instances if supervisor.show(n).is_put_away])
 
 
 def in_dropin(layout: Layout, supervisor: Supervisor) -> str:
@@ -517,16 +521,16 @@ class FlagLog:
     """
 
     def __init__(self, layout: Layout, record: Record, *, strict: bool) -> None:
-        self._layout, self._record, self._strict = layout, record, strict
+        self.layout, self._record, self._strict = layout, record, strict
         self.unrecorded = ""
 
     def best_effort(self) -> FlagLog:
         """The same, for the return to shadow."""
-        return FlagLog(self._layout, self._record, strict=False)
+        return FlagLog(self.layout, self._record, strict=False)
 
     def store(self, change: Change) -> None:
         with self.recording():
-            save(self._layout.state(PENDING), dataclasses.asdict(change), mode=0o600)
+            save(self.layout.state(PENDING), dataclasses.asdict(change), mode=0o600)
 
     def record(self, kind: str, fields: dict[str, object]) -> None:
         with self.recording():
@@ -534,7 +538,7 @@ class FlagLog:
 
     def forget(self) -> None:
         with self.recording():
-            discard(self._layout.state(PENDING))
+            discard(self.layout.state(PENDING))
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:

@@ -406,7 +406,8 @@ def stacking_state(
     weight has the same of the weight: in_file, beside, and next and running in percent (0: shadow;
     None: it is no weight, or nobody can tell). Of the guard's watch it has covered (the weight up
     to which it covers stacking), steps (the weights to which it is still to raise), waits (why it
-    has not raised yet, though its time is over) and raised (its raises: at, from, to).
+    has not raised yet, though its time is over), raised (its raises: at, from, to) and failed
+    (when it disabled stacking, and why).
     """
     flag = None
     with contextlib.suppress(HostError):  # a service.json that nobody understands is drift itself
@@ -435,8 +436,9 @@ def stacking_state(
     upcoming = _last(places)
     weight = flag_file.weight_of(upcoming)
     of_processes = [flag_file.of_process(*one, flag=flag) for one in switch.processes(endpoint)]
-    others = [one for one in of_processes if one is not None and flag_file.weight_of(one) != weight]
-    running = (others or of_processes)[0]
+    known = [one for one in of_processes if one is not None]
+    others = [one for one in known if flag_file.weight_of(one) != weight]
+    running = next(iter(others or known), None)
     # A flag in a drop-in may stand there and in .env, which wins.
     ours = (layout.env, f"Environment= of {unit}" if flag.where == flag_file.DROPIN else "")
 
@@ -466,6 +468,7 @@ def stacking_state(
             "covered": weight_of_watch(watch),
             "steps": steps_after(watch, weight_of_watch(watch)) if is_active(watch) else [],
             "waits": (watch or {}).get("waits", ""),
+            "failed": _failed(layout, watch),
             "raised": [
                 {name: step[name] for name in ("at", "from", "to")}
                 for step in (watch or {}).get("raised", ())
@@ -475,6 +478,13 @@ def stacking_state(
         "changing": flag_file.interrupted(layout) is not None
         or ledger.read_pending(layout) is not None,
     }
+
+
+def _failed(layout: Layout, watch: dict[str, Any] | None) -> dict[str, Any] | None:
+    """When and why the guard disabled stacking of the live release; None where it did not."""
+    if watch is None or watch["state"] != FAILED or watch["release"] != live_release(layout):
+        return None
+    return {"at": watch["ended"], "why": watch["reason"]}
 
 
 def _last(places: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:

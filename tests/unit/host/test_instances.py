@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 
 from macd.host.deploy.instances import InstanceState, together
 from macd.host.deploy.probe import prover_of
+from macd.host.flag import flag_file
 from macd.host.flag.flag_file import BUILT_IN, Switch
+from macd.host.flag.guard_config import stacking_state
 from macd.host.layout import Layout
 from macd.host.own import instance_endpoint, parse
 from macd.host.systemd.supervisor import Process, Supervisor
@@ -141,7 +144,8 @@ def test_what_all_of_them_say_reads_as_one_process_of_all_symbols() -> None:
         "detail": "the golden predictions of 2 symbols agree",
     }
     assert {name: one["seq"] for name, one in said["symbols"].items()} == {"BTCUSD": 3, "ETHUSD": 9}
-    assert said["units"][UNITS[0]] == {"pid": 7, "active": "active", "since": 4.0, "wrong": ""}
+    unit = {"pid": 7, "active": "active", "restarts": 0, "since": 4.0, "wrong": ""}
+    assert said["units"][UNITS[0]] == unit
     assert "seq" not in said  # each numbers its own lines
 
 
@@ -174,3 +178,32 @@ def test_all_of_them_obey_the_flag(
     for unit in UNITS:
         systemd.enable(unit)
     assert switch.units == UNITS
+
+
+def test_a_flag_leaves_alone_what_somebody_stopped_and_disabled(
+    systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(str(tmp_path))
+    Path(layout.service_settings).write_text(json.dumps({**SETTINGS, "instances": "a"}))
+    switch = Switch(layout, BUILT_IN, systemd, "a.service")
+    away = process("inactive", 0)
+    shown = {UNITS[0]: replace(away, enabled="disabled"), UNITS[1]: process()}
+    monkeypatch.setattr(Systemd, "show", lambda _, unit: shown[unit])
+    assert switch.units == UNITS[1:]
+    shown[UNITS[0]] = away  # stopped, and yet to be started with the next boot
+    assert switch.units == UNITS
+    shown = {unit: replace(away, enabled="masked") for unit in UNITS}
+    assert switch.units == UNITS
+
+
+def test_others_say_how_stacking_decides_where_the_first_is_away(
+    systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(str(tmp_path))
+    (tmp_path / "state").mkdir()
+    Path(layout.service_settings).write_text(json.dumps({**SETTINGS, "instances": "a"}))
+    decides = {"ML_ENABLE_STACKING": "1", "ML_STACKING_WEIGHT": "30"}
+    said: list[dict[str, str] | None] = [None, decides]
+    monkeypatch.setattr(flag_file, "of_process", lambda *_, **__: said.pop(0))
+    state = stacking_state(layout, systemd, "a.service", "unix:/r/health.sock")
+    assert (state["running"], state["weight"]["running"]) == ("1", 30)
