@@ -114,7 +114,7 @@ def _lines(
     else:
         yield from _of_built_in(state)
     for label, text in (
-        ("stacking", state.exposure),
+        ("stacking", state.exposure or state.taken_back),
         ("pending", state.under_way),
         ("last", state.reverted),
         ("flag", state.flag_under_way),
@@ -153,7 +153,8 @@ def _of_built_in(state: HostState) -> Iterator[tuple[str, str]]:
     for name, unit in state.health.get("units", {}).items():
         pid = f"pid {unit['pid']}, " if unit["pid"] else ""
         wrong = f"; ✗ {unit['wrong']}" if unit["wrong"] else ""
-        yield "instance", f"{name}: {pid}{unit['active'] or 'unknown'}{wrong}"
+        restarts = f"{unit['restarts']} restarts, " if unit.get("restarts") else ""
+        yield "instance", f"{name}: {pid}{restarts}{unit['active'] or 'unknown'}{wrong}"
     process = state.process
     pid = f"pid {process['pid']}, {process['restarts']} restarts, " if process.get("pid") else ""
     if not state.health.get("units"):

@@ -15,13 +15,15 @@ from macd.host.masking import hidden, masked_lines
 from macd.host.own import BUILT_IN_FLAG, Flag
 
 _CHANGED = " was changed or is missing"
+_NOT_ENABLED = " is not enabled, so a boot does not start it"
 _OVERRIDES = " overrides "
 _NOT_READ = "systemd has not read "
 
 
 def is_about_units(text: str) -> bool:
     """Whether a line of `drift` is about the units."""
-    return text.endswith(_CHANGED) or _OVERRIDES in text or text.startswith(_NOT_READ)
+    ends = (_CHANGED, _NOT_ENABLED)
+    return text.endswith(ends) or _OVERRIDES in text or text.startswith(_NOT_READ)
 
 
 def drift(state: HostState, wanted: Desired) -> list[str]:
@@ -30,7 +32,10 @@ def drift(state: HostState, wanted: Desired) -> list[str]:
         return []
     differences = []
     if state.live:
-        differences += [f"{name}{_CHANGED}" for name in _changed_units(state, wanted)]
+        differences += [
+            f"{name}{_NOT_ENABLED if _is_left_out(name, state, wanted) else _CHANGED}"
+            for name in _changed_units(state, wanted)
+        ]
         if not state.readiness.get("ready", True):
             differences.append(
                 f"the live release is not as it was deployed: {state.readiness.get('why')}"
@@ -80,6 +85,13 @@ def _changed_units(state: HostState, wanted: Desired) -> list[str]:
     if state.alerts.get("checked"):
         return changed
     return [name for name in changed if state.units.get(name) or "-alerts." not in name]
+
+
+def _is_left_out(name: str, state: HostState, wanted: Desired) -> bool:
+    """Whether it is an instance whose template is as wanted, by others that are enabled."""
+    is_there = state.units.get(name) is not None
+    is_instance = name in state.health.get("units", {}) and "@" in name
+    return is_instance and not is_there and wanted.units[name] in state.units.values()
 
 
 def _around_units(state: HostState, wanted: Desired) -> list[str]:

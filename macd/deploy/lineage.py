@@ -89,7 +89,7 @@ def lineage(state: HostState, gate: Record | None) -> dict[str, Any]:
 
 def _decides(state: HostState) -> dict[str, Any]:
     flags = state.health.get("flags") or f"not known: {state.unhealthy or 'the service says none'}"
-    return {"flags": flags, "stacking": state.exposure or "in shadow"}
+    return {"flags": flags, "stacking": state.exposure or state.taken_back or "in shadow"}
 
 
 def of_symbol(own: Mapping[str, Any]) -> dict[str, Any]:

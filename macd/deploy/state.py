@@ -154,6 +154,14 @@ class HostState:
         return text + (f"; it waits: {weight['waits']}" if weight["waits"] else "")
 
     @property
+    def taken_back(self) -> str:
+        """That the guard disabled stacking of what is live, when and why; "" where it did not."""
+        failed = (self.stacking.get("weight") or {}).get("failed")
+        if not failed or self.exposure:
+            return ""
+        return f"in shadow: the guard disabled it at {time_shown(failed['at'])}: {failed['why']}"
+
+    @property
     def unwatched(self) -> str:
         """That nobody looks for alarms there, and since when; "" where the host does."""
         seen = self.alerts

@@ -231,6 +231,8 @@ def _serving(case: Case) -> Finding:
         remedy = "invoke logs; invoke release and invoke deploy bring another one"
         if case.goes_back:
             remedy = "invoke rollback brings the last good back"
+        if 0 < len(_wrong_instances(case)) < len(health.get("units", ())):
+            remedy = f"{case.restart}; {remedy}"
         return Finding("serving", False, short(evidence), remedy)
     return Finding("serving", True, f"pid {process.get('pid')} is ok with {state.live}")
 
@@ -301,7 +303,8 @@ def _flag(case: Case) -> Finding:
         words = f"{flag.place} says {flag.name}={upcoming}; no process can be asked"
         return Finding(name, None, words)
     is_weighed = case.state.exposure and case.application.has_weights
-    share = f", {case.state.exposure}" if is_weighed else ""
+    how = case.state.exposure if is_weighed else case.state.taken_back
+    share = f", {how}" if how else ""
     value = f"{flag.name}={flag.said(said['next'])}"
     return Finding(name, True, f"{value} in {flag.place} and in the process{share}")
 
@@ -355,7 +358,17 @@ def _symbols(case: Case) -> Iterator[Finding]:
     named = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
     evidence = f"{len(failed)} of {len({*symbols, *failed})}: {named}"
     remedy = "invoke shadow-gate --symbol shows one; invoke logs --grep bars_stopped"
+    if away := _wrong_instances(case):
+        remedy = f"invoke logs --unit {away[0]}; {case.restart}"
     yield Finding("symbols", False, short(evidence), remedy)
+
+
+def _wrong_instances(case: Case) -> list[str]:
+    """The symbols whose own process is away or fails; none where one process serves all."""
+    symbols, units = case.state.health.get("symbols"), case.state.health.get("units")
+    if not units or not isinstance(symbols, Mapping):
+        return []
+    return [str(n) for n, said in symbols.items() if isinstance(said, Mapping) and not said["ok"]]
 
 
 def _feed(case: Case) -> Finding:
