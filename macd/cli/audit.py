@@ -85,7 +85,8 @@ def audit_lines(document: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{_SIGNS[verdict]} {_HEADS[verdict]}  {document['host']}, env {document['env']}",
         f"  release   {document['release']}",
-        f"  bars      {document['symbol']} {document['tf']}, from {document['source']}",
+        f"  bars      {document['symbol']} {document['tf']}{_others(document)}, "
+        f"from {document['source']}",
         f"  lines     {compared:,} compared of {document['lines']:,} of the last "
         f"{document['days']:g} days",
         *(f"            {count:,} left out: {why}" for why, count in document["left_out"].items()),
@@ -98,6 +99,12 @@ def audit_lines(document: Mapping[str, Any]) -> list[str]:
     if document["explained"]:
         lines.append(f"            {document['explained']:,} more on the bars of then")
     return [*lines, *_corrected(document), *_differing(document), *_do(document)]
+
+
+def _others(document: Mapping[str, Any]) -> str:
+    """That other symbols are served as well, which were not repeated."""
+    count = len(document["served"])
+    return f", one of {count} symbols (--symbol repeats another)" if count > 1 else ""
 
 
 def _corrected(document: Mapping[str, Any]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from macd.gate import evidence, logs, replay
 from macd.gate.replay import Case, Key, Outcome, Rows, Said, Values, Written
 from macd.host import logname
 from macd.host.durable import replace_file
+from macd.host.judge import by_symbol
 from macd.host.judge.parse import clean, step_ms
 from macd.host.judge.reading import raw_lines
 from macd.host.record import canonical
@@ -58,6 +59,7 @@ class _Watched:
     tf: str
     need: int
     feed: Mapping[str, Any]
+    served: tuple[str, ...] = ()  # all symbols, where the service has several
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -120,6 +122,7 @@ def of_host(
         "made": now.isoformat(),
         "days": days,
         "symbol": watched.symbol,
+        "served": list(watched.served),
         "cross": list(watched.cross),
         "tf": watched.tf,
         "source": source.name,
@@ -151,8 +154,11 @@ def for_gate(document: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if document is None:
         return None
     names = ("share_equal", "equal", "explained", "different", "made", "days", "corrected_bars")
-    shown = {name: document.get(name) for name in (*names, "first_difference")}
-    return {"bars": document.get("compared"), **shown}
+    more = ("first_difference", "symbol", "served")
+    return {
+        "bars": document.get("compared"),
+        **{name: document.get(name) for name in (*names, *more)},
+    }
 
 
 def answers(details: Mapping[str, Any]) -> bool:
@@ -258,6 +264,7 @@ class _Release:
                 str(facts["tf"]),
                 int(facts["need"]),
                 feed,
+                by_symbol.served(live.service_settings),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MacdError(
