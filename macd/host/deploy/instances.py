@@ -49,7 +49,7 @@ def together(instances: Sequence[InstanceState], since: Mapping[str, float]) -> 
     if not answers:
         return {"unreachable": wrong, "units": units}
     first = answers[0]
-    starting = any(answer.get("status") == "starting" for answer in answers)
+    starting = all(one.answer.get("status") == "starting" for one in instances if one.wrong)
     bars = [str(answer["last_bar"]) for answer in answers if answer.get("last_bar")]
     errors = [
         f"{one.symbol}: {one.answer['last_error']}"

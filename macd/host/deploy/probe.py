@@ -279,4 +279,6 @@ class Instances(Together):
                 wrong = f"it is {process.active or 'unknown'} ({process.sub}, {process.result})"
             return InstanceState(unit, one.symbol, process, answer, wrong)
         said = problems(answer, release=release, manifest_sha256=manifest_sha256, process=process)
+        if answer.get("status") == "starting" and answer.get("pid") == process.pid:
+            said = [f"it is still loading {release}"]  # it says nothing else yet
         return InstanceState(unit, one.symbol, process, answer, "; ".join(said))

@@ -207,3 +207,12 @@ def test_others_say_how_stacking_decides_where_the_first_is_away(
     monkeypatch.setattr(flag_file, "of_process", lambda *_, **__: said.pop(0))
     state = stacking_state(layout, systemd, "a.service", "unix:/r/health.sock")
     assert (state["running"], state["weight"]["running"]) == ("1", 30)
+
+
+def test_one_that_starts_does_not_hide_another_that_fails() -> None:
+    loads = answer(pid=8, status="starting", golden=None, release=None)
+    starting = InstanceState(UNITS[0], "BTCUSD", process(pid=8), loads, "it is still loading r")
+    well = InstanceState(UNITS[1], "ETHUSD", process(), answer(), "")
+    away = InstanceState(UNITS[1], "ETHUSD", process(), {"unreachable": "timed out"}, "timed out")
+    assert together([starting, well], {})["status"] == "starting"
+    assert together([starting, away], {})["status"] == "failed"
