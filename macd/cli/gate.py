@@ -372,9 +372,9 @@ def _head(document: Mapping[str, Any]) -> list[str]:
         f"{numbers.counted(len(document['logs']), 'log')}",
     ]
     if replayed := document.get("replay"):
-        shown = f"{replayed['equal']:,} of {replayed['bars']:,} lines said again on final bars"
-        alone = f" of {replayed['symbol']} alone" if len(replayed.get("served") or ()) > 1 else ""
-        lines.append(f"  replay    {shown}{alone}, audit of {replayed['made'][:16]}")
+        alone = f" of {replayed['symbol']}" if len(replayed.get("served") or ()) > 1 else ""
+        shown = f"{replayed['equal']:,} of {replayed['bars']:,} lines{alone} said again"
+        lines.append(f"  replay    {shown} on final bars, audit of {replayed['made'][:16]}")
     if own := document.get("own"):
         since = f"lines since {own['since'][:19]}Z, when it went live" if own["since"] else "lines"
         lines.append(f"  evidence  {since}, read by app.signals of {own['name']}")

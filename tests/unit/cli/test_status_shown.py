@@ -106,6 +106,11 @@ def test_how_much_stacking_decides_is_told() -> None:
         "it waits: 3 of at least 20 bars were judged"
     )
     assert "stacking" not in lines(stacking={**stacking, "running": "0"})
+    weight["failed"] = {"at": 1772450000.0, "why": "ETHUSD: ML coverage 11.1 %"}
+    assert lines(stacking={**stacking, "running": "0"})["stacking"] == (
+        "in shadow: the guard disabled it at 2026-03-02 11:13:20Z: ETHUSD: ML coverage 11.1 %"
+    )
+    assert lines(stacking=stacking)["stacking"].startswith("decides with 50 %")  # and again since
     assert "stacking" not in lines()
 
 

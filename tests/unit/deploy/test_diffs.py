@@ -8,7 +8,7 @@ from typing import Any
 
 from macd import application
 from macd.deploy.desired import Desired
-from macd.deploy.drift import Diff, differing, drift, unified
+from macd.deploy.drift import Diff, differing, drift, is_about_units, unified
 from macd.deploy.state import HostState
 from macd.inventory.models import ServiceSettings
 
@@ -73,6 +73,23 @@ def test_keys_that_may_sign_are_shown_for_provision_to_put_right() -> None:
 
 TIMER = "macd-analysis-alerts.timer"
 LOOKS = {"installed": True, "runs": True, "late": False, "checked": "2026-03-02T11:13:00+00:00"}
+
+
+def test_an_instance_that_was_disabled_is_told_so() -> None:
+    names, text = ("a@A.service", "a@B.service"), "# Written by macd\n"
+    health = {**BASE["facts"]["health"], "units": {name: {"wrong": ""} for name in names}}
+
+    def drifts(first: str | None, second: str | None) -> list[str]:
+        units = dict(zip(names, (first, second), strict=True))
+        state = HostState(**{**BASE["facts"], "units": units, "health": health})
+        desired = {**BASE["desired"], "units": dict.fromkeys(names, text)}
+        return drift(state, Desired(**desired, application=BUILT_IN))
+
+    said = "a@B.service is not enabled, so a boot does not start it"
+    assert said in drifts(text, None) and is_about_units(said)
+    assert said not in drifts(text, text)
+    assert "a@B.service was changed or is missing" in drifts(text, "other")
+    assert "a@B.service was changed or is missing" in drifts("other", None)
 
 
 def test_what_looks_for_alarms_is_provisions_and_no_drift_where_it_never_was() -> None:

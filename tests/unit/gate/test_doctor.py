@@ -466,6 +466,21 @@ def test_of_several_symbols_those_that_are_not_well_are_named(well: Case) -> Non
     assert "A: its models fail: it gets the base signal; B: its bars have stopped" in said.evidence
 
 
+def test_an_instance_that_is_away_is_started_again(well: Case) -> None:
+    away = {"ok": False, "error": "it does not answer"}
+    health = {
+        **well.state.health,
+        "status": "failed",
+        "last_error": "a@B.service: it does not answer",
+        "symbols": {"A": {"ok": True}, "B": away},
+        "units": {"a@A.service": {"wrong": ""}, "a@B.service": {"wrong": "it does not answer"}},
+    }
+    findings = {one.name: one for one in diagnose(about(well, health=health))}
+    restart = f"invoke deploy --restart --release {well.state.live}"
+    assert findings["symbols"].remedy == f"invoke logs --unit B; {restart}"
+    assert findings["serving"].remedy.startswith(f"{restart}; ")
+
+
 def test_what_a_container_or_selinux_forbids_has_its_remedy(well: Case) -> None:
     def units(**more: Any) -> Finding:
         return next(one for one in diagnose(about(well, **more)) if one.name == "units")
