@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from py_compile import PycInvalidationMode
@@ -122,20 +122,39 @@ def make_real(
         return _real(inventory, serial, models, details, package)
 
 
-def make_several(inventory: Inventory, serial: int, **details: Any) -> str:
-    """The same of several symbols: see several_symbols.py."""
-    known = {**several_symbols.details_of(), **details}
-    return _real(inventory, serial, several_symbols.trees(), known)
+def make_several(
+    inventory: Inventory,
+    serial: int,
+    symbols: Sequence[str] = several_symbols.SYMBOLS,
+    *,
+    patched: str = "",
+    first: str = "",
+    **details: Any,
+) -> str:
+    """The same of several symbols: see several_symbols.py.
+
+    patched: code that the service's process runs first, to change what it does. first: as of
+    `make`, before that.
+    """
+    known = {**several_symbols.details_of(symbols), **details}
+    models = several_symbols.trees(symbols)
+    return _real(inventory, serial, models, known, patched=patched, first=first)
 
 
 def _real(
-    inventory: Inventory, serial: int, models: Path, details: dict[str, Any], package: str = ""
+    inventory: Inventory,
+    serial: int,
+    models: Path,
+    details: dict[str, Any],
+    package: str = "",
+    *,
+    patched: str = "",
+    first: str = "",
 ) -> str:
     python = sys.executable
-    first = (
-        "import os, sys\n"
-        f"os.execv({python!r}, [{python!r}, '-m', 'macd.app.service', *sys.argv[1:]])\n"
-    )
+    code = f"{patched}\nimport runpy\nrunpy.run_module('macd.app.service', None, '__main__', True)"
+    words = ["-c", code] if patched else ["-m", "macd.app.service"]
+    first += f"\nimport os, sys\nos.execv({python!r}, [{python!r}, *{words!r}, *sys.argv[1:]])\n"
     files = {
         path.relative_to(models).as_posix(): path.read_bytes()
         for path in models.rglob("*")
