@@ -10,6 +10,7 @@ with systemd; the replacement itself looks once a second. The limits stand in do
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import os
 import signal
@@ -65,6 +66,18 @@ def _read_env_file(filename: str, _root: str | None = None) -> Iterator[tuple[st
     """As systemd reads it: the replacement takes `export` and others that systemd passes over."""
     with contextlib.suppress(OSError, EnvFileError):
         yield from readings(Path(filename).read_bytes())[1].items()
+
+
+class LabUnitFiles(systemctl3.SystemctlUnitFiles):
+    """A state for each instance: the replacement has one for all that one call is about."""
+
+    def load_unit_template_conf(self, module: str | None) -> systemctl3.SystemctlConf | None:
+        instances: dict[str | None, systemctl3.SystemctlConf] = vars(self).setdefault("_each", {})
+        conf = super().load_unit_template_conf(module)
+        if conf is not None and module not in instances:
+            instances[module] = copy.copy(conf)
+            instances[module].env = {}
+        return instances.get(module)
 
 
 class LabJournal(systemctl3.SystemctlJournal):
@@ -275,6 +288,7 @@ def _confine() -> None:
     systemctl3._init_folders = []
     systemctl3._preset_folders = []
     systemctl3.SystemctlJournal = LabJournal  # type: ignore[misc]
+    systemctl3.SystemctlUnitFiles = LabUnitFiles  # type: ignore[misc]
     systemctl3.Systemctl = LabSystemctl  # type: ignore[misc]
 
 

@@ -85,6 +85,18 @@ def test_a_service_starts_restarts_and_stops(lab: LabState, write_unit: Write) -
     assert show(lab, "story")["ActiveState"] == "inactive"
 
 
+def test_instances_that_one_call_names_have_a_process_each(
+    lab: LabState, write_unit: Write
+) -> None:
+    write_unit("pair@", 'ExecStart=/bin/sh -c "exec sleep 6%i"')
+    assert systemctl(lab, "start pair@1 pair@2")[0] == 0
+    shown = [show(lab, f"pair@{number}") for number in (1, 2)]
+    assert [one["ActiveState"] for one in shown] == ["active"] * 2
+    assert len({one["MainPID"] for one in shown}) == 2
+    assert systemctl(lab, "stop pair@1 pair@2")[0] == 0
+    assert [processes.started_at(int(one["MainPID"])) for one in shown] == [None] * 2
+
+
 def test_a_killed_service_is_restarted_and_counted(lab: LabState, write_unit: Write) -> None:
     write_unit("phoenix", "ExecStart=/bin/sleep 600\nRestart=on-failure\nRestartSec=100ms")
     systemctl(lab, "start phoenix")
