@@ -168,8 +168,8 @@ def restarting(facts: Facts, _: Terms) -> Alarm | None:
     text = f"systemd restarted the service {facts.restarts} times within an hour"
     shown = f"invoke doctor shows its last words{_or_back(facts)}"
     if most := sorted(facts.restarted, key=lambda unit: -facts.restarted[unit])[:_MOST_NAMED]:
-        counts = ", ".join(f"{unit} {facts.restarted[unit]} times" for unit in most)
-        text += f"; since they were last started otherwise {counts}"
+        counts = ", ".join(f"{unit} {facts.restarted[unit]}" for unit in most)
+        text += f" (of each since a deploy or a start by hand: {counts})"
         shown = f"invoke logs --unit {most[0].removesuffix('.service')}{_or_back(facts)}"
     return Alarm(text, shown)
 

@@ -290,5 +290,5 @@ def test_of_instances_the_one_that_is_restarted_is_named() -> None:
     counts = {"a@B.service": 1, "a@E.service": 4}
     alarm = conditions.restarting(replace(FACTS, restarts=3, restarted=counts), TERMS)
     assert alarm is not None
-    assert alarm.text.endswith("a@E.service 4 times, a@B.service 1 times")
+    assert alarm.text.endswith(": a@E.service 4, a@B.service 1)")
     assert alarm.hint == "invoke logs --unit a@E"
