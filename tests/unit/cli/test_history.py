@@ -166,6 +166,9 @@ def test_the_evidence_of_a_hosts_own_record_is_named_by_the_journal_here(
     assert f"evidence: a gate report that no journal here names; its SHA-256 is {sha256}\n" in (
         capsys.readouterr().out
     )
+    # What else this machine recorded of the host counts for nothing beside the host's own word.
+    off = {"host": "prod", "value": "0", "weight": 0, "result": "set", "report": ""}
+    journal.append("flag.disable", off, now=NOW.replace(hour=15))
     made = {"host": "prod", "verdict": "PASS", "report": "gate/prod/x/report.json"}
     judged = {**made, "report_sha256": sha256}
     journal.append("gate.judged", judged, now=NOW.replace(hour=13))
@@ -206,6 +209,11 @@ def test_what_was_live_then_and_two_machines_as_one_history(journal: Journal) ->
     assert "R9" not in done.stdout
     document = json.loads(history(journal, *both, "--json").stdout)
     assert document["missing"] == []
+    copy = journal.path.with_name("copy.jsonl")
+    copy.write_bytes(journal.path.read_bytes()[:-7])
+    torn = history(journal, "--merge", str(copy), "--json")
+    assert json.loads(torn.stdout)["contradictions"] == []
+    assert torn.returncode == 1, "what it held from there on counts for nothing"
     journal.append("deploy.ended", {**ended, "release": "R5", "live": "R5", "number": 5}, now=later)
     done = history(journal, "--at", "2025-03-02")
     assert done.returncode == 0, "a gap is no contradiction"

@@ -78,6 +78,46 @@ def test_one_journal(hour: float, release: str, weight: int, verdict: str, under
     assert (state.by, state.how) == ("ann" if release == R1 else "ben", "deploy")
 
 
+ENABLED = flag(2, "enable", "1", 25, report="r")
+PUT_BACK = {"host": "prod", "was": "1", "was_weight": 25, "wanted": "1", "reason": "it hangs"}
+
+
+@pytest.mark.parametrize(
+    ("event", "weight", "evidence"),
+    [
+        (flag(3, "disable", "0", 0), 0, ""),
+        (flag(3, "disable", "0", 0, result="refused"), 25, "r"),
+        ((3, "flag.reverted", PUT_BACK), 25, "r"),  # a raise that failed
+        ((3, "flag.reverted", {**PUT_BACK, "was": "0"}), 0, ""),
+        ((3, "guard.ended", {"host": "prod", "result": "over"}), 25, "r"),
+        ((3, "guard.ended", {"host": "prod", "result": "failed"}), 0, ""),
+        ((3, "guard.failed", {"host": "prod"}), 0, ""),
+        # seen by this machine a day later
+        (
+            (30, "guard.raised", {"host": "prod", "weight": 50, "at": "2026-11-28T03:00:00Z"}),
+            50,
+            "r",
+        ),
+    ],
+)
+def test_what_a_flag_or_the_guard_did_counts_from_then_on(
+    event: Event, weight: int, evidence: str
+) -> None:
+    """At that very moment, too."""
+    records = {"here": journal(ended(1, R1, 1), ENABLED, event)}
+    assert then(2, records).weight == then(2.9, records).weight == 25
+    state = then(3, records)
+    assert (state.weight, state.evidence) == (weight, evidence)
+
+
+def test_who_brought_the_last_release_is_not_said_of_the_next() -> None:
+    """A host records its commits without a name."""
+    own = journal((3, "committed", {"activation": 2, "release": R2}))
+    entries = past.joined({"here": journal(ended(1, R1, 1)), "prod": own}, ["prod"])
+    (state,) = past.at(entries, DAY + timedelta(hours=4))
+    assert (state.release, state.by, state.how) == (R2, "", "")
+
+
 def test_an_application_without_weights_has_none() -> None:
     records = journal(ended(1, R1, 1), flag(2, "enable", "1", 100, weighed=False))
     assert not then(3, {"here": records}).weighed
