@@ -306,7 +306,9 @@ def _flag(case: Case) -> Finding:
     how = case.state.exposure if is_weighed else case.state.taken_back
     share = f", {how}" if how else ""
     value = f"{flag.name}={flag.said(said['next'])}"
-    return Finding(name, True, f"{value} in {flag.place} and in the process{share}")
+    unset = not said["in_file"] and flag.place == ".env"
+    where = "the process; .env does not set it" if unset else f"{flag.place} and in the process"
+    return Finding(name, True, f"{value} in {where}{share}")
 
 
 def _dependency(case: Case) -> Finding:

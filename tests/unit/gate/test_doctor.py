@@ -294,6 +294,14 @@ def test_a_weight_by_hand_goes_back_to_the_proved_one(well: Case) -> None:
     )
 
 
+def test_a_flag_that_no_file_sets_is_not_said_to_be_there(well: Case) -> None:
+    said = {one.name: one.evidence for one in diagnose(well)}
+    assert said["flag"] == "ML_ENABLE_STACKING=0 in .env and in the process"
+    unset = about(well, stacking={**STACKING, "in_file": []})
+    said = {one.name: one.evidence for one in diagnose(unset)}
+    assert said["flag"] == "ML_ENABLE_STACKING=0 in the process; .env does not set it"
+
+
 def test_what_answers_is_not_what_should(well: Case) -> None:
     health = {**well.state.health, "pid": 41}
     (problem,) = wrong(about(well, health=health))
