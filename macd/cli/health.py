@@ -96,7 +96,11 @@ def _of_bundle(named: str) -> tuple[str, list[Item]]:
             unpacking.unpack(archive, Path(place))
         except unpacking.ArchiveError as error:
             cause = "it was damaged on its way, or made to do harm; nothing of it was read"
-            remedy = "make it again: tar -czf macd_models.tar.gz -C data ml_models"
+            options = ""
+            if isinstance(error, unpacking.LinkError):
+                cause = "tar packs links as links; nothing of it was read"
+                options = " --dereference --hard-dereference"
+            remedy = f"make it again: tar -czf macd_models.tar.gz{options} -C data ml_models"
             return named, [Item("bundle", False, str(error), cause, remedy)]
         return named, application.check_folder(Path(place))
 

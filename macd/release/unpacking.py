@@ -40,6 +40,10 @@ class ArchiveError(Exception):
     """It is no archive to be unpacked; nothing of it is kept."""
 
 
+class LinkError(ArchiveError):
+    """It holds links, as tar packs them unless told otherwise."""
+
+
 def unpack(archive: Path, destination: Path) -> None:
     """Put the files of `archive` into `destination`, an empty directory of ours.
 
@@ -49,11 +53,11 @@ def unpack(archive: Path, destination: Path) -> None:
     question = {"archive": str(archive.resolve()), "destination": str(destination.resolve())}
     limits = childprocess.Limits(file_bytes=_LARGEST_FILE)
     try:
-        refused = str(childprocess.ask("macd.release.unpacking", question, limits)["refused"])
+        said = childprocess.ask("macd.release.unpacking", question, limits)
     except childprocess.EndedError as error:
-        refused = str(error)
-    if refused:
-        raise ArchiveError(refused)
+        raise ArchiveError(str(error)) from error
+    if refused := str(said["refused"]):
+        raise LinkError(refused) if said.get("links") else ArchiveError(refused)
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
             file.seek(0)
             _unpack(_of_zip(file) if is_zip else _of_tar(file), destination)
     except ArchiveError as error:
-        return {"refused": str(error)}
+        return {"refused": str(error), "links": isinstance(error, LinkError)}
     except MemoryError:
         return {"refused": "it takes too much memory to unpack"}
     except Exception as error:  # each kind of damage and compression raises types of its own
@@ -110,7 +114,7 @@ def _unpack(members: Iterator[_Member], destination: Path) -> None:
             raise ArchiveError(f"more than {_MOST_MEMBERS} files")
         name = _safe(member.name)
         if member.size is None:
-            raise ArchiveError(f"{str(name)!r} is a link, a device or such, no plain file")
+            raise LinkError(f"{str(name)!r} is a link, a device or such, no plain file")
         if name in seen:
             raise ArchiveError(f"{str(name)!r} stands in it twice")
         seen.add(name)

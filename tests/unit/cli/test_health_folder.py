@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -104,6 +107,28 @@ def test_a_bundle_is_unpacked_checked_and_gone(
     assert "✗ bundle: 'ml_models/link' is a link, a device or such, no plain file" in output
     assert "1 of 1 items failed" in output
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.usefixtures("unrun")
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_bundle_with_links_is_refused_with_a_remedy_that_works(
+    link: Callable[[Path, Path], None],
+    models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = models / "tft_1h.onnx"
+    link(Path(model.name) if link is os.symlink else model, models / "latest.onnx")
+    bundle = tmp_path / "x.tar.gz"
+    pack = ["tar", "-czf", str(bundle)]
+    subprocess.run([*pack, "-C", str(models), "."], check=True)
+    assert run(f"--bundle {bundle}") == 1
+    said = capsys.readouterr().out
+    assert "tar packs links as links" in said
+    options = re.findall(r"--\S*dereference", said)
+    subprocess.run([*pack, *options, "-C", str(models), "."], check=True)
+    assert succeeded(f"--bundle {bundle}")
+    assert "tar packs links as links" not in capsys.readouterr().out
 
 
 def test_an_empty_folder_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
