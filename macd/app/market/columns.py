@@ -8,13 +8,14 @@ possible.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
 
 from macd.app.market.bars import COLUMNS
-from macd.app.market.dialects import Recognised, date_and_clock
+from macd.app.market.dialects import Recognised, Unit, date_and_clock
 from macd.app.market.table import Table, looks_time, one_cell, plain, shortened
 from macd.errors import UsageError
 
@@ -50,6 +51,8 @@ _QUOTE_VOLUMES = _words(
     "volumecurrency volumequote volumeusd volumeusdt volumeusdc volumebusd volumeeur quotevolume "
     "quoteassetvolume volquote turnover amount 成交额"
 )
+_MONEY = re.compile("usd$|usdt$|dollar|quote|turnover|notional|成交额")
+_UNKNOWN = re.compile("contract|lots?$|amount|[张手]$")  # of them nobody knows how much one is
 NO_VOLUME = "none"
 
 
@@ -89,14 +92,14 @@ def parse_mapping(text: str) -> dict[str, str]:
     return given
 
 
-def counts_money(column: str) -> bool:
-    """Whether a volume is by its name in the currency of the price, or in dollars."""
-    return plain(column) in _QUOTE_VOLUMES and plain(column) != "amount"  # which may be either
-
-
-def counts_ticks(column: str) -> bool:
-    """Whether a volume counts changes of the price by its name, as MetaTrader's tick_volume."""
-    return "tick" in plain(column)
+def unit_by_name(column: str) -> Unit:
+    """What a volume counts by its own name; base where the name says nothing else."""
+    name = plain(column)
+    if "tick" in name:  # MetaTrader's tick_volume
+        return "ticks"
+    if name != "amount" and (name in _QUOTE_VOLUMES or _MONEY.search(name)):
+        return "quote"
+    return "ask" if _UNKNOWN.search(name) else "base"
 
 
 def map_columns(
@@ -234,6 +237,14 @@ def _clock(table: Table, by_name: Mapping[str, str], time: str) -> str:
 
 def _volume(by_name: Mapping[str, str], symbol: str) -> str:
     """The base asset's volume. Publishers write two; the asset in the name says which is which."""
+    base_of = symbol.casefold()
+    base = [
+        name
+        for plain, name in by_name.items()
+        if plain.startswith("volume") and base_of.startswith(plain[6:]) and plain[6:]
+    ]
+    if symbol and len(base) == 1:
+        return base[0]
     if "amount" in by_name and "vol" in by_name and "volume" not in by_name:
         return by_name["vol"]  # one exchange means base by it, another its price: volumes.py proves
     if exact := _first(by_name, _NAMES["volume"]):
@@ -243,10 +254,6 @@ def _volume(by_name: Mapping[str, str], symbol: str) -> str:
         for plain, name in by_name.items()
         if plain.startswith("volume") and plain not in _QUOTE_VOLUMES
     }
-    base_of = symbol.casefold()
-    base = [name for plain, name in dressed.items() if base_of.startswith(plain[len("volume") :])]
-    if symbol and len(base) == 1:
-        return base[0]
     return next(iter(dressed.values())) if len(dressed) == 1 else ""
 
 
@@ -272,10 +279,10 @@ def _example(table: Table, missing: list[str], mapped: Mapping[str, str]) -> str
         pairs[role] = next(likely, next(iter(rest), "?"))
     if "volume" in missing:
         rest = [name for name in left if name not in pairs.values()]
-        named = [name for name in rest if "vol" in name.casefold()]
+        named = [name for name in rest if "vol" in name.casefold() or unit_by_name(name) != "base"]
         rest = named or (rest if len(missing) > 1 else [])
         pairs["volume"] = rest[0] if rest else NO_VOLUME
-        if counts_money(pairs["volume"]):
+        if unit_by_name(pairs["volume"]) == "quote":
             quote = " --volume-is quote"
     typed = '--columns "' + ",".join(f"{role}={pairs.get(role, '?')}" for role in missing) + '"'
     more = missing == ["volume"] and pairs["volume"] != NO_VOLUME

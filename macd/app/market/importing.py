@@ -112,7 +112,7 @@ def _no_panic_shown() -> Iterator[None]:
 
 
 def _read_file(path: Path, answers: Answers) -> Imported:
-    if several := members(path):
+    if len(several := members(path)) > 1:
         names = _chosen(path, list(several), answers)
         return _joined(path, names, max(names, key=several.__getitem__), answers)
     return _read_one(path, answers)
@@ -503,17 +503,14 @@ def _timeframe(table: Table, ordered: pl.DataFrame, wanted: str, stated: int) ->
     usual = {step_ms(tf): tf for tf in TIMEFRAMES}
     counts = apart.value_counts(sort=True)
     top = int(counts.item(0, 0)) if counts.height else 0
-    seen = usual.get(top, "") if top and counts.item(0, "count") * 2 > apart.len() else ""
+    alike = bool(top) and counts.item(0, "count") * 2 > apart.len()
+    seen = usual.get(top, "") if alike else ""
     if seen and (apart % top != 0).sum() * 10 > apart.len():
         seen = ""  # bars are missing all over, and what is usual is no bar's length
     if stated and (apart % (stated * 60_000) == 0).all():  # the usual distance may be two bars
         seen, top = usual.get(stated * 60_000, ""), stated * 60_000
     if not seen and not wanted:
-        raise table.unclear(
-            "what timeframe are these bars?",
-            why="most of them are not the same time apart" if apart.len() else "there is only one",
-            example="--tf 1h",
-        )
+        raise _which_timeframe(table, top if alike else 0, several=apart.len() > 0)
     if wanted and apart.len() and top != step_ms(wanted):
         raise table.unclear(
             f"these are not {wanted} bars",
@@ -523,6 +520,26 @@ def _timeframe(table: Table, ordered: pl.DataFrame, wanted: str, stated: int) ->
             else f"--tf {seen or '1h'}",
         )
     return wanted or seen
+
+
+def _which_timeframe(table: Table, step: int, *, several: bool) -> UsageError:
+    """step: milliseconds that most bars are apart; 0 where they are not alike."""
+    if step and step not in map(step_ms, TIMEFRAMES):
+        return UsageError(
+            f"bars of {_length(step)} are of no timeframe that is known",
+            why=f"known are {', '.join(TIMEFRAMES)}",
+            hint="get bars of one of these from the same source; shorter ones make longer ones: "
+            "invoke data.import FILE --resample 1h",
+        )
+    why = "most of them are not the same time apart" if several else "there is only one"
+    return table.unclear("what timeframe are these bars?", why=why, example="--tf 1h")
+
+
+def _length(step: int) -> str:
+    units = ((86_400_000, "days"), (3_600_000, "hours"), (60_000, "minutes"), (1_000, "seconds"))
+    size, name = next(((ms, unit) for ms, unit in units if step % ms == 0), (1, "milliseconds"))
+    count = step // size
+    return f"{count} {name.removesuffix('s') if count == 1 else name}"
 
 
 def _opens(ordered: pl.DataFrame, step: int) -> pl.DataFrame:

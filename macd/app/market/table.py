@@ -65,11 +65,12 @@ class Table:
     above: tuple[str, ...] = ()  # lines that are no rows: comments, second headers
     notes: tuple[str, ...] = ()
     member: str = ""  # of a zip of several files: which one
+    packed: str = ""  # of a zip of one file: its name there
 
     @property
     def name(self) -> str:
         """The file's own name, which may say what it holds."""
-        return PurePosixPath(self.member).name or self.path.name
+        return PurePosixPath(self.member or self.packed).name or self.path.name
 
     def sample(self, row: int = 0) -> str:
         """One row as `name=value, ...`, for messages."""
@@ -132,7 +133,8 @@ def read_table(path: Path, *, skip: int = 0, sheet: str = "", member: str = "") 
     skip: lines at the beginning that are no part of the table. sheet: of a workbook, by its name.
     member: of a zip of several files, by its name there; "" for a file that is one.
     """
-    raw = _unpack(path, _content(path), member)
+    content = _content(path)
+    raw = _unpack(path, content, member)
     shown = path / member if member else path
     if raw[:4] == _ZIP:
         table = _text(shown, excel.as_text(shown, raw, sheet), skip)
@@ -143,18 +145,21 @@ def read_table(path: Path, *, skip: int = 0, sheet: str = "", member: str = "") 
     else:
         text = _decode(shown, raw)
         table = _json(shown, text) if looks_json(text) and not skip else _text(shown, text, skip)
-    return replace(table, path=path, member=member)
+    return replace(table, path=path, member=member, packed=next(iter(_packed(path, content)), ""))
 
 
 def members(path: Path) -> dict[str, int]:
-    """The files in a zip of several by name, with their sizes; {} for every other file."""
-    raw = _content(path)
+    """The files in a zip by name, with their sizes; {} for a workbook and every other file."""
+    return _packed(path, _content(path))
+
+
+def _packed(path: Path, raw: bytes) -> dict[str, int]:
     if raw[:4] != _ZIP:
         return {}
     with _archive(path), zipfile.ZipFile(io.BytesIO(raw)) as several:
         names = _held(several)
-        more = len(names) > 1 and _WORKBOOK not in names
-        return {name: several.getinfo(name).file_size for name in names if more}
+        table = _WORKBOOK not in names
+        return {name: several.getinfo(name).file_size for name in names if table}
 
 
 def _content(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from macd.app.market.columns import PRICES, Mapped, counts_money, counts_ticks, read_numbers
+from macd.app.market.columns import PRICES, Mapped, read_numbers, unit_by_name
 from macd.app.market.dialects import Unit
 from macd.app.market.table import Table
 from macd.errors import UsageError
@@ -91,16 +91,14 @@ def read_volume(
     if said:
         return _converted(values, mapped.volume, prices, said)
     others = _others(table, mapped, decimal)
-    if unit == "base" and not others and counts_money(mapped.volume):
-        unit = "quote"
-    if unit == "base" and counts_ticks(mapped.volume):
-        unit = "ticks"
+    if unit == "base" and not others:
+        unit = "quote" if _has_sign(table, mapped.volume) else unit_by_name(mapped.volume)
     if not _traded(values):
         return _empty(table, mapped.volume, prices, others, unit)
     if unit == "quote":
         return _converted(values, mapped.volume, prices, Said("quote"))
     if unit == "ticks":
-        exchange = bool(others) and not counts_ticks(mapped.volume)  # beside ticks
+        exchange = bool(others) and unit_by_name(mapped.volume) != "ticks"  # beside ticks
         return Volume(values, mapped.volume, () if exchange else (_ticks(mapped.volume),))
     volume = _proved({mapped.volume: values, **others}, prices)
     if volume or (not others and unit != "ask"):
@@ -112,6 +110,12 @@ def read_volume(
         example="--volume-is base    (units of the asset; or quote, its price; ticks; none; "
         "base=0.01: contracts of 0.01; quote=100: contracts worth 100)",
     )
+
+
+def _has_sign(table: Table, column: str) -> bool:
+    """Whether the volume is written as money: $1,234."""
+    cells = table.frame[column]
+    return cells.dtype == pl.String and bool(cells.str.contains("^[$€£¥]").any())
 
 
 def _nothing(prices: pl.DataFrame) -> pl.Series:

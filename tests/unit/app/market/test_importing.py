@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from macd.app.market import bars
 from macd.app.market.columns import parse_mapping
 from macd.app.market.importing import Answers, merge, read_file
+from macd.app.market.volumes import parse_unit
 from macd.errors import MacdError, RefusedError, UsageError
 
 DIALECTS = Path(__file__).parents[3] / "cases" / "bars" / "dialects"
@@ -105,6 +106,7 @@ def write(path: Path, header: str, row: Callable[[datetime], str], n: int = 30) 
 
 
 NAMED = "time,open,high,low,close,volume"
+UTC_TIME = "{:%Y-%m-%dT%H:%M:%SZ}".format
 
 
 def test_unknown_columns_are_asked_with_the_columns_a_row_and_an_example(tmp_path: Path) -> None:
@@ -139,6 +141,68 @@ def test_two_columns_with_one_name_in_other_letters_are_asked(tmp_path: Path, tw
         "\n".join([f"{twin},{header}", *(f"1,{row}" for row in rows)])
     )  # the other first
     assert read_file(path, Answers(columns={role: role})).bars.equals(truth())
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("volume_contracts", "what does the volume (volume_contracts) count?"),
+        ("Volume (Lots)", "what does the volume (Volume (Lots)) count?"),
+        ("amount", "what does the volume (amount) count?"),
+        ("dollar_volume", ""),
+        ("notional", ""),
+    ],
+)
+def test_a_volume_that_is_no_count_of_the_asset_by_its_name_is_not_taken_for_one(
+    tmp_path: Path, name: str, says: str
+) -> None:
+    path = write(tmp_path / "BTCUSD.csv", NAMED.replace("volume", name), UTC_TIME)
+    given = Answers(columns={"volume": name})
+    if says:
+        assert asked(path, given).what == says
+        sized = Answers(columns={"volume": name}, volume_is=parse_unit("base=0.01"))
+        assert read_file(path, sized).bars["volume"][0] == pytest.approx(5.8186)
+    else:
+        assert asked(path).hint.partition("    ")[0].endswith(f'={name}" --volume-is quote')
+        assert "divided by the mean" in " ".join(read_file(path, given).notes)
+
+
+def test_a_volume_with_a_sign_of_money_is_money(tmp_path: Path) -> None:
+    path = write(tmp_path / "BTCUSD.csv", NAMED, UTC_TIME)
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(",$".join(row.rsplit(",", 1)) for row in rows)]))
+    assert "divided by the mean" in " ".join(read_file(path).notes)
+
+
+def test_of_a_volume_and_one_that_names_the_asset_the_latter_counts(tmp_path: Path) -> None:
+    path = write(tmp_path / "BTCUSD.csv", "time,open,high,low,close,volume_btc", UTC_TIME)
+    header, *rows = path.read_text().splitlines()
+    both = [f"{header},volume", *(f"{row},{4e6 + number}" for number, row in enumerate(rows))]
+    path.write_text("\n".join(both))
+    assert read_file(path).bars.equals(truth())
+
+
+def test_bars_of_a_length_that_is_no_timeframe_are_called_that(tmp_path: Path) -> None:
+    start = datetime(2019, 10, 16, 4, tzinfo=UTC)
+    for minutes, length in ((10, "10 minutes"), (1 / 60, "1 second"), (2880, "2 days")):
+        path = write(
+            tmp_path / "BTCUSD.csv",
+            NAMED,
+            lambda t, m=minutes: f"{start + (t - start) * m / 60:%Y-%m-%dT%H:%M:%SZ}",  # type: ignore[misc]
+        )
+        with pytest.raises(UsageError) as caught:
+            read_file(path)
+        assert caught.value.what == f"bars of {length} are of no timeframe that is known"
+        assert "15m, 30m, 1h" in caught.value.why
+
+
+def test_the_name_of_the_one_file_in_a_zip_says_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "download (1).zip"
+    with zipfile.ZipFile(path, "w") as made:
+        made.write(DIALECTS / "XBTUSD_60.csv", "data/XBTUSD_60.csv")
+    imported = read_file(path)
+    assert (imported.symbol, imported.dialect) == ("BTCUSD", "Kraken")
+    assert imported.bars.equals(truth())
 
 
 def test_a_volume_named_ticks_is_no_count_of_the_asset(tmp_path: Path) -> None:
