@@ -24,7 +24,7 @@ from macd.app.market.table import Table, plain
 # proved: the file's other volume shows which one is which (volumes.py). ask: nobody can know.
 Unit = Literal["base", "quote", "ticks", "none", "proved", "ask"]
 _PRICES = ("open", "high", "low", "close")
-_DATE = r"(19|20)[0-9]{6}|[0-9]{1,4}[./-][0-9]{1,2}[./-][0-9]{1,4}"
+_DATE = r"(19|20)[0-9]{6}|[0-9]{6}|[0-9]{1,4}[./-][0-9]{1,2}[./-][0-9]{1,4}"
 _TIME_OF_DAY = r"[0-9]{1,2}:[0-9]{2}.*|[0-9]{4}|[0-9]{6}"
 _ENOUGH = 0.99  # of the rows must fit; one bad bar is for the checks to name
 _LOOKED_AT = 20_000  # rows

@@ -99,7 +99,8 @@ class Table:
         shown = f"in {shortened(self.member)}\n{shown}" if self.member else shown
         others = [name for name in self.frame.columns if name not in what]
         if "time=COLUMN" in example:
-            others.sort(key=lambda name: not looks_time(self.cell(name, 0)))
+            others = [name for name in others if looks_time(self.cell(name, 0))]
+            example = example if others else "after writing the times in a form that is understood"
         other = next(iter(others), "COLUMN")
         example = example.replace("=COLUMN", f"={shortened(other)}")
         command = f"invoke data.import {shlex.quote(str(self.path))}"

@@ -36,7 +36,7 @@ _SHAPES = {
     "two-digit year": r"^(?P<a>[0-9]{1,2})[-/.](?P<b>[0-9]{1,2})[-/.](?P<c>[0-9]{1,2})" + _CLOCK,
     "packed": r"^(?P<y>[0-9]{4})(?P<m>[0-9]{2})(?P<d>[0-9]{2})" + _CLOCK.replace("]+", "]*", 1),
     "day month": r"^(?:[A-Za-z]{3,9},? )?(?P<d>[0-9]{1,2})[- ](?P<mon>[A-Za-z]{3,9})[- ,]+"
-    r"(?P<y>[0-9]{4})" + _CLOCK,
+    r"(?P<y>[0-9]{4}|[0-9]{2})" + _CLOCK,
     "month day": r"^(?P<mon>[A-Za-z]{3,9})\.? (?P<d>[0-9]{1,2}),? (?P<y>[0-9]{4})" + _CLOCK,
 }
 _MONTHS = dict(
@@ -85,7 +85,9 @@ def _read(table: Table, column: str, *, clock: str, zone: str, usual: str, dates
     for name in filter(None, (column, clock)):
         _refuse_no_time(table, name)
     if clock:
-        cells = cells.cast(pl.String) + " " + _clocks(table.frame[clock])
+        short = r"^([0-9]{2})([0-9]{2})([0-9]{2})$"  # Finam's 240304
+        cells = cells.cast(pl.String).str.replace(short, "$1-$2-$3")
+        cells = cells + " " + _clocks(table.frame[clock])
     if cells.null_count():
         row = int(cells.is_null().arg_true()[0])
         raise table.unclear(f"{table.where(row)} has no time", why=f"the row: {table.sample(row)}")
@@ -98,6 +100,8 @@ def _read(table: Table, column: str, *, clock: str, zone: str, usual: str, dates
     if cells.dtype.is_temporal():
         return _in_zone(table, cells.cast(pl.Datetime("ms")), zone, usual)
     if cells.dtype == pl.String:
+        cells = cells.str.strip_chars(" '").str.replace_all("[年月]", "-")  # Excel's mark of text
+        cells = cells.str.replace("日", " ", literal=True).str.strip_chars()
         _refuse_rounded(table, cells)
     if cells.dtype.is_float() or _looks_epoch(cells):
         _refuse_zone(table, zone, f"column {column} counts from 1970-01-01 UTC")
@@ -227,8 +231,10 @@ def _text(table: Table, cells: pl.Series, zone: str, usual: str, *, dates: str) 
         parts = _two_digit_year(table, cells, parts, dates)
     if "mon" in parts.columns:
         short = pl.col("mon").str.to_lowercase().str.slice(0, 3)
+        year = pl.col("y").cast(pl.Int64)
         parts = parts.with_columns(
-            m=short.replace_strict(_MONTHS, default=None, return_dtype=pl.Int64)
+            m=short.replace_strict(_MONTHS, default=None, return_dtype=pl.Int64),
+            y=(year + pl.when(year < 100).then(_century(year)).otherwise(0)).cast(pl.String),
         )
     local = _compose(parts)
     if local.null_count():
@@ -298,10 +304,13 @@ def _two_digit_year(
         )
     named = dict(zip(dates, "abc", strict=True))
     year = pl.col(named["y"]).cast(pl.Int64)
-    century = pl.when(year < 70).then(2000).otherwise(1900)
     return parts.with_columns(
-        y=(year + century).cast(pl.String), m=pl.col(named["m"]), d=pl.col(named["d"])
+        y=(year + _century(year)).cast(pl.String), m=pl.col(named["m"]), d=pl.col(named["d"])
     )
+
+
+def _century(year: pl.Expr) -> pl.Expr:
+    return pl.when(year < 70).then(2000).otherwise(1900)
 
 
 def _evenly_spaced(local: pl.Series) -> bool:

@@ -280,6 +280,35 @@ def test_two_volumes_nobody_can_tell_apart_are_asked(tmp_path: Path) -> None:
     assert read_file(path, Answers(symbol="BTCUSD")).columns.endswith("volume=Volume BTC")
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{:%d-%b-%y %H:%M}",
+        "{0.year}年{0.month}月{0.day}日 {0:%H:%M}",
+        "'{:%Y-%m-%d %H:%M:%S}",
+        "'{0:%Y%m%d %H:%M}",
+    ],
+)
+def test_times_as_people_and_excel_write_them(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / "BTCUSD.csv", NAMED, form.format)
+    assert read_file(path).bars.equals(truth())
+
+
+def test_dates_of_six_digits_beside_a_clock_are_asked_and_read(tmp_path: Path) -> None:
+    header = "<TICKER>;<PER>;<DATE>;<TIME>;<OPEN>;<HIGH>;<LOW>;<CLOSE>;<VOL>"
+    form = "BTCUSD,60,{:%y%m%d},{0:%H%M%S}".replace("{:", "{0:").format
+    path = write(tmp_path / "finam.txt", header, form)
+    path.write_text(path.read_text().replace(",", ";"))
+    error = asked(path)
+    assert error.what == "which of the three in 19-10-16 040000 is the year, the month, the day?"
+    assert read_file(path, Answers(dates="ymd")).bars.equals(truth())
+
+
+def test_a_time_that_nobody_understands_is_no_question_of_another_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "BTCUSD.csv", NAMED, "{:%A at %H o'clock}".format)
+    assert asked(path).hint.endswith("after writing the times in a form that is understood")
+
+
 def test_day_and_month_are_asked_unless_the_data_tell(tmp_path: Path) -> None:
     def on(day: datetime, form: str) -> Callable[[datetime], str]:
         return lambda t: f"{day + (t - datetime(2019, 10, 16, 4, tzinfo=UTC)):{form}}"
