@@ -413,6 +413,13 @@ def _no_room(current: HostState, lacking: Sequence[Part], unpacked: Unpacked) ->
         what = f"{size(current.free)} are free at {current.app}, {size(needed)} are needed: "
         what += f"{size(receive)} to receive{runtime}, {size(_SPARE)} to spare"
         problems.append(Problem(what, f"make room there: {size(needed - current.free)} more"))
+    needed = receive + _SPARE
+    if 0 <= current.blobs_free < needed:
+        what = f"{size(current.blobs_free)} are free at {current.app}/blobs, a file system of its "
+        what += (
+            f"own, {size(needed)} are needed: {size(receive)} to receive, {size(_SPARE)} to spare"
+        )
+        problems.append(Problem(what, f"make room there: {size(needed - current.blobs_free)} more"))
     files = len(lacking) + unpacked.files + _SPARE_FILES
     if 0 <= current.free_inodes < files:
         what = f"{current.free_inodes} inodes are free at {current.app}, {files} are needed"

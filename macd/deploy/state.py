@@ -34,7 +34,8 @@ class HostState:
     lists [sha256, bytes already there]; `returns` has for each release that may come back the
     names of what is restored with it, and whether stacking decided (macd/host/deploy/rollback.py);
     `last` is the last event of the newest activation, `healthy` in it whether what was left serves.
-    `free`, `free_inodes` (-1: not counted) and `noexec` are of the file system of `app`. `lacks`
+    `free`, `free_inodes` (-1: not counted) and `noexec` are of the file system of `app`,
+    `blobs_free` is of another one where blobs arrive (-1: it is none). `lacks`
     names missing packages of the system (macd/host/store/runtimes.py), `no_namespaces` says why
     systemd can't protect the service there (macd/host/systemd/namespaces.py), `selinux` why it may
     not start a program (selinux.py beside it), `no_directory` names those that an own application
@@ -87,6 +88,7 @@ class HostState:
     readiness: Mapping[str, Any] = field(default_factory=dict)
     free: int = 0
     free_inodes: int = -1
+    blobs_free: int = -1
     noexec: str = ""
     no_namespaces: str = ""
     selinux: str = ""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +16,19 @@ from macd.lab import Fault, LabState
 from tests.support import their_app
 from tests.support.lab_project import Project
 from tests.support.openssh import eventually
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size_mb: int) -> Iterator[bool]:
+    """An empty disk of that size over the directory, while it lasts; False where none may be."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m,mode=755", "tmpfs", str(path)]
+    mounted = not subprocess.run(mount, check=False, capture_output=True).returncode
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(path)], check=True)
+
 
 UNITS = ["own-serve.service", "own-serve-web.service"]
 
@@ -129,3 +146,21 @@ def test_a_line_that_is_cut_and_a_client_that_is_killed_lose_nothing(
     eventually(lambda: not record.exists(), within=240)  # nobody confirms: it goes back
     assert project.live == release
     assert project.invoke("status").count("✓ from this release, and ready") == 2
+
+
+def test_a_full_disk_is_told_before_anything_is_sent_and_the_old_one_serves(
+    project: Project,
+) -> None:
+    before = project.live
+    large = {"source/data/large.bin": os.urandom(8 << 20)}  # nothing that packs well
+    release = their_app.release(project.inventory, 8, more=large)
+    with small_disk(project.app / "blobs", 4) as mounted:
+        if not mounted:
+            pytest.skip("only root may mount a small disk")
+        said = project.invoke("deploy", "--yes", "--release", release, code=6)
+        assert "blobs, a file system of its own" in said
+        assert not [path for path in (project.app / "blobs").rglob("*") if path.is_file()]
+    assert project.live == before
+    assert project.invoke("status").count("✓ from this release, and ready") == 2
+    project.invoke("deploy", "--yes", "--release", release)
+    assert project.live == release

@@ -234,15 +234,23 @@ def _refuse_failure(done: subprocess.CompletedProcess[str], doing: str, path: st
 
 def room(path: str) -> dict[str, Any]:
     """The file system at `path`: `free` bytes, `free_inodes` (-1: it doesn't count them), and
-    `noexec`: its mount point if nothing there may run, else "".
+    `noexec`: its mount point if nothing there may run, else "". `blobs_free`: bytes where blobs
+    arrive, if that is a file system of its own; -1: it is none.
     """
     disk = durable.disk_of(path)
+    arriving = durable.disk_of(os.path.join(path, "blobs"))
+    apart = os.stat(arriving.at).st_dev != os.stat(disk.at).st_dev
     noexec = ""
     if os.statvfs(disk.at).f_flag & getattr(os, "ST_NOEXEC", 0):  # Linux only
         noexec = os.path.realpath(disk.at)
         while not os.path.ismount(noexec):
             noexec = os.path.dirname(noexec)
-    return {"free": disk.free, "free_inodes": disk.inodes, "noexec": noexec}
+    return {
+        "free": disk.free,
+        "free_inodes": disk.inodes,
+        "blobs_free": arriving.free if apart else -1,
+        "noexec": noexec,
+    }
 
 
 def missing_programs() -> list[dict[str, Any]]:

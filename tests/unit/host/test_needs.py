@@ -99,6 +99,14 @@ def test_inodes_that_run_out(mount: Mount) -> None:
     assert error.what == "installing the wheels failed: the host's disk is full"
 
 
+def test_blobs_on_a_file_system_of_their_own(mount: Mount, tmp_path: Path) -> None:
+    app = tmp_path / "elsewhere"
+    app.mkdir()
+    assert runtimes.room(str(app))["blobs_free"] == -1
+    (app / "blobs").symlink_to(mount("size=4m"))
+    assert 0 < runtimes.room(str(app))["blobs_free"] <= 4 << 20
+
+
 def test_a_file_system_mounted_noexec(mount: Mount) -> None:
     app = mount("size=90m,noexec")
     error = refused(app, {"tiny.abi3.so": extension()})
