@@ -457,7 +457,7 @@ def _one_of(option: str, value: str, *allowed: str) -> str:
     if value not in allowed:
         raise UsageError(
             f"--{option} {value!r} is not known",
-            hint=f"--{option} {' or '.join(filter(None, allowed))}",
+            hint=f"--{option} takes one of {', '.join(filter(None, allowed))}",
         )
     return value
 

@@ -88,10 +88,7 @@ def logs(
 
     if parquet and (follow or grep):
         raise UsageError("--parquet writes all lines: it takes neither --follow nor --grep")
-    try:
-        wanted = re.compile(grep)
-    except re.error as error:
-        raise UsageError(f"--grep {grep}: not a regular expression", why=str(error)) from error
+    wanted = _wanted(grep, lines)
     inv, hosts = select(inventory, env, host)
     app = application.of(inv)
     if unit or not (app.lines_known or parquet):
@@ -129,6 +126,16 @@ def logs(
     if lost and len(hosts) == 1:
         raise lost[hosts[0].name]
     return exit_code([], lost)
+
+
+def _wanted(grep: str, lines: int) -> re.Pattern[str]:
+    """What a line must match. Raises UsageError for that, and for a number that can't be."""
+    if lines < 0:
+        raise UsageError(f"--lines {lines}: 0 or more")
+    try:
+        return re.compile(grep)
+    except re.error as error:
+        raise UsageError(f"--grep {grep}: not a regular expression", why=str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -293,6 +300,8 @@ def _print(
             view.terminal.say(host, f"note: {note}", to=sys.stderr)
         if not look.copy.names and not follow:
             view.terminal.write(f"{host} has written no signal lines yet", to=sys.stderr)
+        elif view.wanted.pattern and not (look.newest or follow):
+            view.terminal.say(host, f"no line matches {view.wanted.pattern}", to=sys.stderr)
 
 
 def _follow_all(

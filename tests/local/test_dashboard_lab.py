@@ -83,6 +83,8 @@ def test_the_lines_as_parquet(place: Project) -> None:
     assert len(frame) == table["rows"] == 40
     assert table["damaged"] == [[41, "not JSON"]]
     assert frame["seq"].to_list() == list(range(1, 41))
+    assert "no line matches zzz" in place.invoke("logs", "--grep", "zzz")
+    assert "0 or more" in place.invoke("logs", "--lines=-1", code=2)
     assert "neither --follow" in place.invoke("logs", "--parquet", "x", "--follow", code=2)
     assert "no directory" in place.invoke("logs", "--parquet", str(log), code=2)
     blocked = str(log / "below")

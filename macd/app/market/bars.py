@@ -94,8 +94,16 @@ def no_bars(path: Path, *more: Path) -> MacdError:
         f"no bars at {path}{others}",
         why=why,
         hint=f"invoke data.import FILE --symbol {symbol} {where}\n"
-        f"or from an exchange: invoke data.fetch --symbol BTC/USDT {where}",
+        f"or from an exchange: invoke data.fetch --symbol {_pair(symbol)} {where}",
     )
+
+
+def _pair(symbol: str) -> str:
+    """As exchanges write it, where its end is a usual currency: `ETH/USDT` of ETHUSDT."""
+    for quote in ("USDT", "USDC", "USD", "EUR", "BTC"):
+        if base := symbol.removesuffix(quote) if symbol.endswith(quote) else "":
+            return f"{base}/{quote}"
+    return "BASE/QUOTE"
 
 
 def read_rows(path: Path) -> pl.DataFrame:

@@ -204,7 +204,7 @@ class Asking:
                 pause = max(2.0**attempt, self._retry_after(error))
                 if attempt == _TRIES - 1 or pause > _LONGEST_WAIT:
                     raise self._given_up(what, error, pause) from error
-                self._report(f"{first_line(error)[:300]}; trying again in {pause:.0f} s")
+                self._report(f"{_words(error)}; trying again in {pause:.0f} s")
                 self._sleep(pause)
             except ccxt.BaseError as error:
                 raise MacdError(
@@ -228,7 +228,7 @@ class Asking:
             hint = f"the exchange asks to wait {pause:,.0f} s; then the same command goes on"
         return MacdError(
             f"{self.exchange.id} can't be reached for {what}",
-            why=first_line(error)[:300],
+            why=_words(error),
             hint=hint,
         )
 
@@ -298,3 +298,11 @@ def _ccxt() -> Any:
             why=str(error),
             hint="pip install 'macd[fetch]', or import a dump: invoke data.import FILE",
         ) from error
+
+
+def _words(error: Exception) -> str:
+    """What ccxt says, and the network's own words: of those ccxt keeps the address alone."""
+    cause = error.__cause__ or error.__context__
+    reason = getattr(next(iter(cause.args if cause else ()), None), "reason", None)
+    network = f": {str(reason).rpartition(': ')[2]}" if reason else ""
+    return f"{first_line(error)[:300]}{network[:200]}"

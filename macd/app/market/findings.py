@@ -318,7 +318,7 @@ def _parts(text: str) -> dict[str, str]:
         name, equals, rest = rest.partition("=")
         name = name.strip()
         if not equals or name not in _KEYS or name in made:
-            raise ValueError(f"{text!r} is not understood; it looks like {EXAMPLE}")
+            raise ValueError(f"{text!r} is no list of name=value, such as {EXAMPLE}")
         value = rest if name == "reason" else rest.partition(",")[0]
         made[name], rest = value.strip(), rest[len(value) + 1 :]
     return made

@@ -27,7 +27,7 @@ class Resampled:
         if self.thin:
             said.append(f"{self.thin:,} of them from fewer {short} bars than fit into one")
         if self.cut:
-            said.append(f"{self.cut:,} bars of {short} at the ends fill no whole {tf}: left out")
+            said.append(f"{short} bars at the ends that fill no whole {tf}: {self.cut:,} left out")
         return tuple(said)
 
 

@@ -284,7 +284,7 @@ def test_minutes_become_hours_at_import_and_afterwards(project: Path, invoke: Ty
     assert "--resample 1h" in wrong.stderr
     at_once = invoke(*asked, "--resample", "1h")
     assert at_once.returncode == 0, at_once.stderr
-    assert "5 bars of 1m at the ends fill no whole 1h" in at_once.stdout
+    assert "1m bars at the ends that fill no whole 1h: 5 left out" in at_once.stdout
     whole = pl.read_parquet(project / "there" / "BTCUSD_1h.parquet")
     assert whole["volume"].to_list() == [120.0, 120.0]
     assert invoke(*asked).returncode == 0

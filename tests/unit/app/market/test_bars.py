@@ -103,6 +103,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("symbol", "pair"),
+    [("ETHUSDT", "ETH/USDT"), ("BTCUSD", "BTC/USD"), ("USDT", "BASE/QUOTE"), ("X", "BASE/QUOTE")],
+)
+def test_bars_that_are_not_there_name_their_own_market(symbol: str, pair: str) -> None:
+    error = bars.no_bars(Path(f"/there/{symbol}_4h.parquet"))
+    assert f"data.import FILE --symbol {symbol} --tf 4h" in error.hint
+    assert f"data.fetch --symbol {pair} --tf 4h" in error.hint
+
+
 def test_not_bars(tmp_path: Path) -> None:
     with pytest.raises(MacdError, match="no bars at"):
         bars.read_bars(tmp_path / "none")

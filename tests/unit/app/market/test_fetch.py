@@ -277,6 +277,15 @@ def test_giving_up_keeps_what_came_and_goes_on_later(server: Server, tmp_path: P
     assert server.asked[0] == whole()[999]  # the last bar is asked for again, and compared
 
 
+def test_an_exchange_that_is_not_reached_says_why(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(MacdError) as caught:
+        exchange = open_exchange("binance", symbol="ETH/USDT", api_url="http://127.0.0.1:9")
+        fetch_bars(exchange, wanted(), tmp_path / "x", sleep=lambda _: None, report=lines.append)
+    assert "Connection refused" in caught.value.why
+    assert all("Connection refused; trying again in" in line for line in lines) and lines
+
+
 def test_pages_that_wait_for_a_large_file_are_written_when_it_ends_badly(
     server: Server, tmp_path: Path
 ) -> None:

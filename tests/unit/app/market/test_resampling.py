@@ -46,7 +46,7 @@ def test_what_is_not_whole_at_an_end_is_no_bar_and_a_hole_inside_is_said() -> No
     assert made.bars["volume"].to_list() == [50.0, 60.0]
     words = " ".join(made.notes("1m", "1h"))
     assert "1 of them from fewer 1m bars" in words
-    assert "50 bars of 1m at the ends" in words
+    assert "1m bars at the ends that fill no whole 1h: 50 left out" in words
 
 
 def test_weeks_open_on_monday_and_steps_may_be_joined() -> None:
