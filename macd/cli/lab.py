@@ -113,7 +113,8 @@ def fault(
         emit(_fields(state))
     else:
         _table(state)
-        print(f"\n  next: invoke lab.fault --host {host} --clear")
+        if not clear:
+            print(f"\n  next: invoke lab.fault --host {host} --clear")
 
 
 def _table(state: LabState) -> None:

@@ -100,6 +100,7 @@ def start(contact: Contact, request: Request) -> dict[str, Any]:
 def variables(request: Request) -> dict[str, str]:
     """The environment of the job; the braces are filled in on the host."""
     env = {"PYTHONPATH": "{tree}", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env["PYTHONIOENCODING"] = "utf-8"  # so is its log read, whatever the login's locale is
     return {**env, **request.env}
 
 

@@ -15,7 +15,7 @@ from macd.inventory import Inventory, load
 from macd.jobs import own, preflight, remedies
 from macd.jobs.preflight import Check
 from macd.jobs.progress import Progress
-from macd.jobs.transfer import checked
+from macd.jobs.transfer import checked, variables
 from tests.support import their_app
 from tests.unit.jobs.test_jobs_preflight import FACTS, TRAIN, probe
 
@@ -45,6 +45,10 @@ def request(inv: Inventory, symbol: str = "", stage: str = "") -> own.OwnRequest
 
 def by_name(made: own.OwnRequest) -> dict[str, Check]:
     return {check.name: check for check in own.checks(made)}
+
+
+def test_its_log_is_utf_8_whatever_the_locale_there_is(source: Path) -> None:
+    assert variables(request(inventory(source)))["PYTHONIOENCODING"] == "utf-8"
 
 
 def test_source_data_and_the_host_half_travel(source: Path) -> None:
