@@ -32,7 +32,7 @@ _OPEN_TIME = _words(
     "unix unixtimestamp unixtime epoch timestampms opentime opendate timeopen timeperiodstart "
     "candlebegintime starttime startat periodstart begin start mts 开盘时间 timestamp ts "
     "datetimeutc dateutc timeutc timestamputc utctime utc gmttime datetime time date t dt "
-    "tradetime tradedate 交易时间 时间 日期"
+    "tradetime tradedate ticks 交易时间 时间 日期"
 )
 _CLOSE_TIME = _words(
     "closetime timeclose timeperiodend candleendtime endtime periodend end 收盘时间"

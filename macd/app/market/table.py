@@ -529,7 +529,11 @@ def _wrapped(document: dict[str, Any]) -> Any:
     lists: list[Any] = []
     left = [document]
     while left and len(lists) < 2:
-        for value in left.pop().values():
+        here = left.pop()
+        if rows := _by_columns(here):
+            lists.append(rows)
+            continue
+        for value in here.values():
             if isinstance(value, dict):
                 left.append(value)
             elif isinstance(value, list) and value and isinstance(value[0], list | dict):
@@ -541,6 +545,38 @@ def _wrapped(document: dict[str, Any]) -> Any:
         f"it is one object with the keys {listed(list(document))}"
         + (f" ({listed(said)})" if said else "")
     )
+
+
+def _by_columns(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of {"t": [...], "o": [...]}, as servers of charts answer; [] for anything else."""
+    lists = {
+        name: cells
+        for name, cells in document.items()
+        if isinstance(cells, list) and cells and not isinstance(cells[0], list | dict)
+    }
+    if len(lists) < _NARROWEST or len({len(cells) for cells in lists.values()}) > 1:
+        return _of_pandas(document)
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+def _of_pandas(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a frame by its index, by its columns, or split in three; [] for anything else."""
+    names, index, rows = (document.get(name) for name in ("columns", "index", "data"))
+    if isinstance(names, list) and isinstance(index, list) and isinstance(rows, list):
+        whole = all(isinstance(row, list) and len(row) == len(names) for row in rows)
+        pairs = zip(index, rows if whole and len(index) == len(rows) else (), strict=False)
+        names = list(map(str, names))
+        return [{"index": key, **dict(zip(names, row, strict=True))} for key, row in pairs]
+    first = next(iter(document.values()), None)
+    if len(document) < _NARROWEST - 1 or not isinstance(first, dict) or not first:
+        return []
+    if any(
+        not isinstance(cells, dict) or cells.keys() != first.keys() for cells in document.values()
+    ):
+        return []
+    if _is_header(list(first)):
+        return [{"index": key, **bar} for key, bar in document.items()]
+    return [{"index": key, **{name: document[name][key] for name in document}} for key in first]
 
 
 def _json_cells(bar: Any, at: int, shape: list[str] | int) -> list[str | None]:

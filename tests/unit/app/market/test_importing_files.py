@@ -87,6 +87,24 @@ def test_other_json_is_named_as_json(tmp_path: Path, text: str, why: str) -> Non
     assert "[[time, open, high, low, close, volume], ...]" in error.hint
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"t": [1, 2], "o": [1, 2], "h": [1, 2], "l": [1, 2], "c": [1]},
+        {"columns": ["open"], "index": [1, 2], "data": [[1]]},
+        {"columns": ["open", "high"], "index": [1], "data": [[1]]},
+        {"open": {"1": 1}, "high": {"1": 1}, "low": {"1": 1}, "close": {"2": 1}},
+        {"open": {"1": 1}, "high": {"1": 1}, "low": {"1": 1}, "close": 7},
+        {"open": {}, "high": {}, "low": {}, "close": {}, "volume": {}},
+    ],
+)
+def test_json_by_columns_that_do_not_fit_together_is_named(
+    tmp_path: Path, document: object
+) -> None:
+    (tmp_path / "BTCUSD.json").write_text(json.dumps(document))
+    assert "is JSON, and not a list of bars" in refused(tmp_path / "BTCUSD.json").what
+
+
 def test_json_whose_columns_nobody_can_tell_is_asked_shortly(tmp_path: Path) -> None:
     swapped = rows(lambda df: df.select("timestamp", "low", "close", "open", "high", "volume"))
     (tmp_path / "BTCUSD_1h.json").write_text(json.dumps(swapped))
