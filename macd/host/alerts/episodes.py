@@ -19,7 +19,9 @@ from macd.host.alerts.conditions import UNKNOWN, Alarm
 LOOKS = 2
 QUIET_S = 3600.0
 BEGAN, ENDED = "began", "ended"
-_LONGEST_REASON = 400  # characters in a message; of three bytes each they fit every webhook
+# Characters: a service's own words may be of any length. What to do has to fit behind them into a
+# message, and all of it into the room that is kept on a full disk.
+LONGEST_REASON = 400
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ def _looked(episode: Episode, answer: Alarm | None, now: float) -> Episode:
         held=held,
         clear=0,
         since=since,
-        text=answer.text,
-        hint=answer.hint,
+        text=untrusted.line(answer.text, LONGEST_REASON),
+        hint=untrusted.line(answer.hint, LONGEST_REASON),
         is_open=episode.is_open or held >= LOOKS,
     )
 
@@ -139,13 +141,10 @@ def _without_past(outbox: tuple[Event, ...], name: str) -> tuple[Event, ...]:
 
 
 def message(outbox: tuple[Event, ...]) -> str:
-    """One text for all that is to be reported; a line for each, and what to do below it.
-
-    A long reason, which may be a service's own words, is cut: what to do has to fit behind it.
-    """
+    """One text for all that is to be reported; a line for each, and what to do below it."""
     lines = []
     for event in outbox:
-        why = untrusted.line(event.text, _LONGEST_REASON)
+        why = untrusted.line(event.text, LONGEST_REASON)  # of an earlier version it may be longer
         if event.what == ENDED:
             lines.append(f"ended: {event.name}, it was: {why}")
         else:

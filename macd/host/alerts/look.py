@@ -38,7 +38,7 @@ from macd.host.systemd.supervisor import Supervisor
 STATE = "alerts.json"
 LOOP_LOCK = "alerts.lock"
 _HOUR_S = 3600.0
-_ROOM = 16 << 10  # bytes the file takes from the start, so that a full disk can't stop a rewrite
+_ROOM = 32 << 10  # bytes the file takes from the start, so that a full disk can't stop a rewrite
 _LATE_S = 60.0
 _END = "-alerts"  # of its units' names
 _STARTS_S = 10.0
@@ -259,7 +259,8 @@ def _store(layout: Layout, memory: Memory, terms: Terms, now: float) -> str:
         **{name: getattr(memory, name) for name in ("beat", "offset_s", "sending", "beating")},
         **episodes.as_json(memory.episodes),
     }
-    data = json.dumps(document, sort_keys=True).encode().ljust(_ROOM) + b"\n"
+    text = json.dumps(document, sort_keys=True, ensure_ascii=False)  # escapes take twice as much
+    data = text.encode("utf-8", "replace").ljust(_ROOM) + b"\n"
     path = layout.state(STATE)
     try:
         try:

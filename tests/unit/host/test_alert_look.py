@@ -168,6 +168,16 @@ def test_on_a_full_disk_the_memory_is_rewritten_in_its_place(
     assert len(host.texts) == 1 and host.beats == 1
 
 
+def test_on_a_full_disk_long_words_of_a_service_leave_room_for_the_alarm(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.look()
+    no_room(monkeypatch)
+    wrong = {"health": WRONG, "guard": "dead", "unread": ("\u9519" * 900,), "disk": FULL}
+    assert [host.look(**wrong), host.look()] == ["", ""]
+    assert "began: disk: 0.1% of the disk is free" in "".join(host.texts)
+
+
 def test_what_can_not_be_stored_is_not_sent_and_the_heartbeat_stops(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
