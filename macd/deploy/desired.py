@@ -133,7 +133,7 @@ class Blueprint:
         """Pure."""
         values = _values(host, self._inventory, self._application, state)
         *_, recover, alerts, timer = unit_names(host, self._inventory)
-        live = own.parse(state.service_settings)
+        live = own.understood(state.service_settings)
         is_live = live.name == self._application.name
         # None for those that only the release of now has.
         units: dict[str, str | None] = dict.fromkeys(live.units if is_live else ())

@@ -12,7 +12,7 @@ from macd.deploy.state import HostState
 from macd.host import envfile
 from macd.host.flag.flag_file import DROPIN, FLAG, FULL, LIVE, WEIGHT, off
 from macd.host.masking import hidden, masked_lines
-from macd.host.own import BUILT_IN_FLAG, Flag
+from macd.host.own import BUILT_IN_FLAG, UNREADABLE, Flag, parse
 
 _CHANGED = " was changed or is missing"
 _NOT_ENABLED = " is not enabled, so a boot does not start it"
@@ -53,6 +53,7 @@ def drift(state: HostState, wanted: Desired) -> list[str]:
         for name in _foreign_trust(state, wanted)
     ]
     differences += _flag_drift(state, wanted)
+    differences += _broken_settings(state)
     differences += [f"releases/{name} is nothing a deploy made" for name in state.foreign]
     differences += [f"releases/{name} is damaged: {why}" for name, why in state.damaged.items()]
     expected = {e["release"] for e in [*state.history, *state.bad]}
@@ -64,6 +65,16 @@ def drift(state: HostState, wanted: Desired) -> list[str]:
         if name not in expected
     ]
     return differences
+
+
+def _broken_settings(state: HostState) -> list[str]:
+    """A service reads them when it starts, and it may still run by what they were."""
+    try:
+        parse(state.service_settings)
+    except UNREADABLE as error:
+        broken = f"service.json can't be understood ({type(error).__name__}: {error})"
+        return [f"{broken[:200]}; invoke deploy writes it again"]
+    return []
 
 
 def _foreign_trust(state: HostState, wanted: Desired) -> list[str]:

@@ -114,7 +114,9 @@ def provision(
             _secret("state/notify.json", desired.addresses(inventory)),
         ]
         units = dict(wanted.units)
-        alone = wanted.application.deployed_alone or own.parse(host_state.service_settings).units
+        alone = (
+            wanted.application.deployed_alone or own.understood(host_state.service_settings).units
+        )
         if alone and host_state.live:
             # Its units and settings say what is live, together: the next deploy switches them.
             units = {n: text for n, text in units.items() if n not in wanted.switched}

@@ -15,10 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from macd.host import durable
-from macd.host.layout import Layout
+from macd.host.failure import HostError
+from macd.host.layout import Layout, live_release, load
 
 KEY = "own"
 INSTANCES = "instances"  # in the built-in one's settings: the unit's name, where it has instances
+# What `parse` raises for a text that nobody understands: people may edit it.
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 SOURCE = "source"  # below a release: the application's own tree, in which its commands run
 
 
@@ -183,9 +186,40 @@ def signals_of(document: Mapping[str, Any]) -> Signals:
     return Signals(**{**document, "rates": rates})
 
 
+def understood(text: str | None) -> Service:
+    """As `parse`; the built-in one where nobody understands the text."""
+    try:
+        return parse(text)
+    except UNREADABLE:
+        return BUILT_IN
+
+
 def read(layout: Layout) -> Service:
-    """Of what is live on this host."""
-    return parse(durable.text(layout.service_settings))
+    """Of what is live on this host; where people broke its settings, as they went live.
+
+    Raises one of UNREADABLE where nobody knows that either.
+    """
+    try:
+        return parse(durable.text(layout.service_settings))
+    except UNREADABLE as error:
+        try:
+            return parse(went_live(layout, live_release(layout)))
+        except UNREADABLE:
+            raise error from None
+
+
+def went_live(layout: Layout, release: str | None) -> str | None:
+    """The text of service.json with which a release went live; None: there was none.
+
+    Raises LookupError: nobody knows.
+    """
+    try:
+        stored = load(layout.state("snapshots", f"{release}.json"), None)
+    except (HostError, OSError) as error:
+        raise LookupError(release) from error
+    if not isinstance(stored, dict) or not isinstance(stored.get("service.json"), str | None):
+        raise LookupError(release)
+    return stored.get("service.json")
 
 
 def argv(command: str, release: str) -> list[str]:

@@ -149,6 +149,34 @@ def test_a_hand_edited_unit_and_settings_are_kept_beside(host: Place) -> None:
     assert sorted(switched(host, 3)["files"]) == [UNIT, "service.json"]
 
 
+BROKEN = ['{"by": ', "[" * 100_000, '{"own": {"name": 1}}', '{"instances": "a", "symbols": 7}']
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=["torn", "deep", "odd", "no list"])
+def test_settings_that_people_broke_stop_no_look_and_no_rollback(host: Place, text: str) -> None:
+    settings = host.app / "service.json"
+    settings.write_text(text)
+    told = returns(host)
+    assert told["edited"] == ["service.json"]
+    assert host.rollback() == "committed"
+    assert not settings.exists()
+    assert [one.read_text() for one in asides(settings)] == [text]
+    assert [other["files"] for other in host.facts()["returns"].values()] == [[]]  # nor the next
+
+
+def test_a_revert_goes_back_to_settings_that_went_live_not_to_broken_ones(host: Place) -> None:
+    settings = host.app / "service.json"
+    good = '{"endpoint": ""}\n'
+    snapshot = host.app / "state/snapshots" / f"{host.live}.json"
+    stored = json.loads(snapshot.read_text())
+    snapshot.write_text(json.dumps({**stored, "service.json": good}))
+    settings.write_text('{"by": ')
+    assert host.deploy(host.release(3, "exits")) == "reverted"
+    assert settings.read_text() == good
+    assert [one.read_text() for one in asides(settings)] == ['{"by": ']
+    assert json.loads(snapshot.read_text())["service.json"] == good
+
+
 def test_an_edit_counts_though_a_failed_deploy_came_between(host: Place) -> None:
     """What the failed one took for the state before it is not what a deploy wrote."""
     unit(host).write_text(unit(host).read_text() + "# by hand\n")

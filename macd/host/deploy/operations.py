@@ -150,6 +150,8 @@ def activate(
         for name in snapshots.edited(before, written)
         if not (origin is None and originals.keeps(layout, supervisor, name, before[name]))
     ]
+    # What a revert goes back to, and a later rollback: settings that the release can start with.
+    sound = snapshots.mended(layout, before, origin)
     keys: list[str] = []
     if kind == "rollback":
         restored = rollback.to_release(layout, before, to, origin, history, list(flags or ()))
@@ -157,7 +159,8 @@ def activate(
         edited += [snapshots.FLAGS] if keys else []
     else:
         # The same release again (new settings, a restart): its evidence still holds.
-        after = {**before, **after} if to == origin else _in_shadow(before, after)
+        after = {**sound, **after} if to == origin else _in_shadow(sound, after)
+    before = sound
     served = own.parse(after.get(snapshots.SETTINGS))
     keys += sorted(flag_file.off(served.flag).keys() - set(flag_file.KEYS))
     _refuse_another_kind(layout, to, of_release, served)

@@ -51,12 +51,16 @@ def to_release(
         flags: the keys of .env that the tool sets, for releases that recorded none.
     """
     then = snapshots.of(layout, to)
-    shadow = off(own.parse(then.get(SETTINGS)).flag)
+    try:
+        shadow = off(own.parse(then.get(SETTINGS)).flag)
+    except own.UNREADABLE as error:
+        raise HostError(f"what went with {to} can't be read", kind="refused") from error
     names = sorted(
         {*_flags_of(history, to, flags), *_flags_of(history, live, flags)}.difference(KEYS, shadow)
     )
     # Units that the release of now has and that one had not.
-    gone: Snapshot = dict.fromkeys(own.parse(now.get(SETTINGS)).units)
+    settings = snapshots.mended(layout, now, live).get(SETTINGS)
+    gone: Snapshot = dict.fromkeys(own.understood(settings).units)
     # A directory is left as it is: no key is put back into it.
     keys = {} if os.path.isdir(layout.env) else _keys(now.get(FLAGS), then.get(FLAGS), names)
     after = {**gone, **then, FLAGS: _env(now.get(FLAGS), then.get(FLAGS), {**keys, **shadow})}

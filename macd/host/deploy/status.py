@@ -64,7 +64,7 @@ def deploy_facts(
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
     endpoint = layout.endpoint(endpoint, scope)
-    service = own.read(layout)
+    service = _service(layout, supervisor, unit)
     main = service.unit or unit
     process = _process(supervisor, service, main)
     units = list(dict.fromkeys([*units, *service.units]))
@@ -131,6 +131,14 @@ def deploy_facts(
         "no_namespaces": namespaces.trouble(scope, supervisor.unit_text(main), process["pid"]),
         "selinux": _selinux(layout, scope, is_own=bool(service.name)),
     }
+
+
+def _service(layout: Layout, supervisor: Supervisor, unit: str) -> Service:
+    """What is live; where people broke its settings, and nobody knows the ones before, a guess."""
+    try:
+        return own.read(layout)
+    except own.UNREADABLE:
+        return flag_file.service_of(layout, supervisor, unit)
 
 
 def _process(supervisor: Supervisor, service: Service, main: str) -> dict[str, Any]:
@@ -298,7 +306,8 @@ def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
         read it, else "").
     """
     layout = Layout(durable.expand(app))
-    supervisor, service = Supervisor(scope), own.read(layout)
+    supervisor = Supervisor(scope)
+    service = _service(layout, supervisor, unit)
     mains = [supervisor.show(name).pid for name in service.units or (unit,)]
     unit, disk = service.unit or unit, durable.disk_of(layout.app)
     return {

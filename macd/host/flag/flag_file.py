@@ -386,7 +386,7 @@ def service_of(layout: Layout, supervisor: Supervisor, unit: str) -> Service:
     """
     try:
         service = own.read(layout)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, *own.UNREADABLE):
         base = unit.removesuffix(".service")
         units = {name: own.Instance() for name in supervisor.instances(base)}
         service = dataclasses.replace(own.BUILT_IN, units=units)

@@ -27,13 +27,30 @@ def take(layout: Layout, supervisor: Supervisor, units: list[str]) -> Snapshot:
 
     units: that may be switched, with those of an own application that is live.
     """
-    names = dict.fromkeys([*units, *own.read(layout).units])
+    names = dict.fromkeys(units)
+    with contextlib.suppress(*own.UNREADABLE):
+        names |= dict.fromkeys(own.read(layout).units)
     texts: Snapshot = {unit: supervisor.unit_text(unit) for unit in names}
     return {
         **texts,
         FLAGS: durable.text(layout.env),
         SETTINGS: durable.text(layout.service_settings),
     }
+
+
+def mended(layout: Layout, texts: Snapshot, release: str | None) -> Snapshot:
+    """The same, with the settings that went live with a release where people broke them.
+
+    Where nobody knows these, with none.
+    """
+    settings: str | None = None
+    try:
+        own.parse(texts.get(SETTINGS))
+        return texts
+    except own.UNREADABLE:
+        with contextlib.suppress(LookupError):
+            settings = own.went_live(layout, release)
+    return {**texts, SETTINGS: settings}
 
 
 class Switch:
