@@ -134,16 +134,27 @@ class Loop:
         recent = [
             ms
             for ms in lasts
-            if ms is not None and not (self._feed.live and self._now_ms() - ms > oldest)
+            if ms is not None and self._has_been(ms)
+            if not (self._feed.live and self._now_ms() - ms > oldest)
         ]
         return min(recent, default=None)
 
     def _last_lines(self) -> Mapping[str, Last]:
         """By symbol, but for those that a replay left more than a history behind the others."""
-        named = {n: last for n, last in self._log.last.items() if n in self._served}
+        named = {
+            n: last
+            for n, last in self._log.last.items()
+            if n in self._served and self._has_been(last.bar_ms)
+        }
         newest = max((last.bar_ms for last in named.values()), default=0)
         within = NEED * self._settings.step
         return {n: last for n, last in named.items() if newest - last.bar_ms <= within}
+
+    def _has_been(self, open_ms: int) -> bool:
+        """False of a bar that is still to come, logged while a clock was ahead: it came to nothing,
+        and all bars until then would seem to have been dealt with.
+        """
+        return not self._feed.live or open_ms <= self._now_ms()
 
     def _take_up_position(self) -> None:
         """Go on with the position of the last line, where the bars go on behind it."""

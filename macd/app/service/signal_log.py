@@ -23,6 +23,7 @@ from typing import Any
 from macd.errors import RefusedError
 from macd.host import durable, logname
 
+_MOST_SEQ = 1 << 53  # readers take none from there on
 _BLOCK = 1 << 16
 _LONGEST = 1 << 20
 _LOCK = ".writer"
@@ -138,12 +139,13 @@ class SignalLog:
                 for line in _lines_backwards(file.fileno(), path.stat().st_size):
                     document = _object(line)
                     seq = document.get("seq")
-                    if type(seq) is int and not self.seq:
+                    if type(seq) is int and 0 < seq < _MOST_SEQ and not self.seq:
                         self.seq = seq
                     opened = document.get("bar_time")
                     is_signal = document.get("level") == "SIGNAL" and self.last_bar_ms is None
                     if is_signal and isinstance(opened, str):
-                        self.last_bar_ms, self.last_signal = _epoch_ms(opened), document
+                        ms = _epoch_ms(opened)
+                        self.last_bar_ms, self.last_signal = ms, {} if ms is None else document
                     if self.seq and self.last_bar_ms is not None:
                         return
 
@@ -203,9 +205,10 @@ def bar_time(open_ms: int) -> str:
 
 def _epoch_ms(text: str) -> int | None:
     try:
-        return int(datetime.fromisoformat(text).timestamp() * 1000)
-    except ValueError:
+        ms = int(datetime.fromisoformat(text).timestamp() * 1000)
+    except (ValueError, OverflowError, OSError):
         return None
+    return ms if ms >= 0 else None
 
 
 def _only_writer(directory: Path, writer: str) -> int:

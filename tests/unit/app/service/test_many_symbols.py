@@ -85,15 +85,32 @@ def time_of(place: int, symbols: Sequence[str] = SYMBOLS) -> list[Item]:
 
 
 def serve(
-    root: Path, answers: Sequence[Sequence[Item]], *, cross: Sequence[str] = ()
+    root: Path,
+    answers: Sequence[Sequence[Item]],
+    *,
+    cross: Sequence[str] = (),
+    now_ms: float | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], Scripted]:
-    """The lines of this life, the health document at its end, and the feed."""
+    """The lines of this life, the health document at its end, and the feed.
+
+    now_ms: by which bars are of now; None for a replay.
+    """
     settings, stop = write_settings(root, cross), Event()
     status, log = Status({}), SignalLog(settings.live, symbols=settings.symbols)
     before, feed = log.seq, Scripted(stop, answers)
+    feed.live = now_ms is not None
     served, why = served_of(release.identify(root / "current"), settings, flags({}), status)
     status.set(status="failed" if why else "ok")
-    loop = Loop(settings, "20260301T000000Z-00000000", served, feed, log, status, stop=stop)
+    loop = Loop(
+        settings,
+        "20260301T000000Z-00000000",
+        served,
+        feed,
+        log,
+        status,
+        stop=stop,
+        now_ms=lambda: now_ms or 0,
+    )
     loop.begin()
     loop.run()
     log.close()
@@ -138,6 +155,17 @@ def test_what_an_earlier_life_wrote_is_not_written_again_and_nothing_is_left_out
         if (name, when) != (SYMBOLS[0], times[0])
     }
     assert {line["level"] for line in lines} == {"SIGNAL"}
+
+
+def test_a_line_of_the_future_silences_nobody_after_a_restart(app: Path) -> None:
+    """Written while the clock was ahead, and a bar that was a day early came."""
+    early = [BARS[SYMBOLS[0]][NEED + 30]]
+    serve(app, [time_of(0), time_of(1), early])
+    now = BARS[SYMBOLS[0]][NEED + 3].open_ms
+    lines, _, feed = serve(app, [time_of(2)], now_ms=now)
+    assert feed.after == BARS[SYMBOLS[0]][NEED + 1].open_ms
+    when = bar_time(BARS[SYMBOLS[0]][NEED + 2].open_ms)
+    assert signals(lines) == {(name, when): 1 for name in SYMBOLS}
 
 
 def test_symbols_that_are_each_others_cross_assets_see_the_same_time(app: Path) -> None:

@@ -148,6 +148,19 @@ def test_garbage_at_the_end_is_stepped_over(tmp_path: Path) -> None:
     assert SignalLog(tmp_path, clock=Clock()).seq == 1
 
 
+def test_a_number_or_a_time_that_no_reader_takes_is_stepped_over(tmp_path: Path) -> None:
+    """The gate reads numbers below 2^53: behind a larger one no line would count any more."""
+    log = SignalLog(tmp_path, clock=Clock())
+    log.write("SIGNAL", signal(1))
+    log.close()
+    with (tmp_path / "trades_20260301.jsonl").open("ab") as file:
+        file.write(b'{"seq": -3}\n{"seq": 0}\n{"seq": 9007199254740992}\n{"seq": 1' + b"0" * 40)
+        file.write(b'}\n{"level": "SIGNAL", "bar_time": "0001-01-01T00:00:00+14:00"}\n')
+    again = SignalLog(tmp_path, clock=Clock())
+    assert again.seq == 1
+    assert again.last_signal["seq"] == 1
+
+
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     first = SignalLog(tmp_path)
     with pytest.raises(RefusedError, match="another process"):
