@@ -79,22 +79,22 @@ def test_a_rotated_key_and_a_new_token_stay_byte_for_byte(host: Place) -> None:
 
 def test_a_key_the_tool_set_goes_back_named_and_its_line_is_kept(host: Place) -> None:
     lines = (
-        f"EXTRA_TOKEN={SECRET}\nML_STACKING_MIN_SAMPLES=321\n# end\nML_ENABLE_STACKING=1\n".encode()
-    )
+        f"EXTRA_TOKEN={SECRET}\nML_STACKING_MIN_SAMPLES=987654321\n# end\nML_ENABLE_STACKING=1\n"
+    ).encode()
     env(host).write_bytes(lines)
     told = returns(host)
     assert told["keys"] == ["ML_STACKING_MIN_SAMPLES"]
-    assert "321" not in str(told)
+    assert "987654321" not in str(told)
     assert host.rollback() == "committed"
-    went_back = lines.replace(b"=321", b"=100").replace(b"STACKING=1", b"STACKING=0")
+    went_back = lines.replace(b"=987654321", b"=100").replace(b"STACKING=1", b"STACKING=0")
     assert env(host).read_bytes() == went_back
     [aside] = asides(env(host))
     assert aside.name == ".env.before-rollback-3"
-    assert aside.read_bytes() == b"ML_STACKING_MIN_SAMPLES=321\n"  # no other secret is copied
+    assert aside.read_bytes() == b"ML_STACKING_MIN_SAMPLES=987654321\n"  # no other secret is copied
     assert stat.S_IMODE(aside.stat().st_mode) == 0o600
     event = switched(host, 3)
     assert (event["keys"], event["kept"]) == (["ML_STACKING_MIN_SAMPLES"], [str(aside)])
-    assert "321" not in str(event)
+    assert "987654321" not in str(event)
 
 
 @pytest.mark.parametrize("what", ["a circle", "a pipe"])
@@ -175,6 +175,15 @@ def test_a_revert_goes_back_to_settings_that_went_live_not_to_broken_ones(host: 
     assert settings.read_text() == good
     assert [one.read_text() for one in asides(settings)] == ['{"by": ']
     assert json.loads(snapshot.read_text())["service.json"] == good
+
+
+def test_settings_that_people_broke_before_the_first_deploy_stop_it_not() -> None:
+    with place() as made:
+        settings = made.app / "service.json"
+        settings.write_text('{"by": ')
+        assert made.facts()["live"] is None
+        assert made.deploy(made.release(1)) == "committed"
+        assert [one.read_text() for one in asides(settings)] == ['{"by": ']
 
 
 def test_an_edit_counts_though_a_failed_deploy_came_between(host: Place) -> None:

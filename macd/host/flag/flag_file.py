@@ -395,7 +395,10 @@ def service_of(layout: Layout, supervisor: Supervisor, unit: str) -> Service:
 
 def in_dropin(layout: Layout, supervisor: Supervisor) -> str:
     """What a drop-in of the live application says; "" where its flag is not in one."""
-    service = own.read(layout)
+    try:
+        service = own.read(layout)
+    except own.UNREADABLE:
+        return ""  # nothing of ours is live
     if service.flag is None or service.flag.where != DROPIN:
         return ""
     return Switch(layout, service.flag, supervisor, service.unit).upcoming
