@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from macd.app.market.table import Table, one_cell, shortened
+from macd.app.market.table import Table, one_cell, plain, shortened
 
 _EARLIEST, _LATEST = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100, in milliseconds
 _FIRST = -2_208_988_800_000  # 1900: times that are written out may be older than exchanges
@@ -20,6 +20,7 @@ _FIRST = -2_208_988_800_000  # 1900: times that are written out may be older tha
 _EPOCHS = ((1e11, 1_000, 1), (1e14, 1, 1), (1e17, 1, 1_000), (float("inf"), 1, 1_000_000))
 
 _UTC = "+00:00"
+_ZONE_COLUMNS = ("tz", "timezone", "zone", "utcoffset", "tzoffset", "gmtoffset")
 _NUMBER = r"^[0-9]+(\.[0-9]*)?([eE]\+?[0-9]+)?$"
 _CLOCK = (
     r"(?:[T ,;_-]+(?P<h>[0-9]{1,2})(?::?(?P<min>[0-9]{2}))?(?::?(?P<s>[0-9]{2}))?"
@@ -367,6 +368,7 @@ def _in_zone(table: Table, local: pl.Series, zone: str, usual: str = "") -> Time
         read = _in_zone(table, local, usual)
         return Times(read.stamps, (*read.notes, *(() if usual == _UTC else (note,))))
     if not zone:
+        _refuse_zone_beside(table)
         note = "the times name no zone and are taken as UTC (if they are not: --timezone +02:00)"
         return Times(local.dt.replace_time_zone("UTC"), (note,))
     if re.fullmatch(r"[+-][0-9]{1,2}(:?[0-9]{2})?", zone):
@@ -384,6 +386,17 @@ def _in_zone(table: Table, local: pl.Series, zone: str, usual: str = "") -> Time
             example="--timezone +02:00",
         ) from error
     return _switching(table, local, zone)
+
+
+def _refuse_zone_beside(table: Table) -> None:
+    """A column beside the times may hold their zone; UTC in all of it says what is taken anyway."""
+    for name in (name for name in table.frame.columns if plain(name) in _ZONE_COLUMNS):
+        zones = {table.cell(name, row) for row in range(min(table.frame.height, 100))}
+        if not zones <= {"UTC", "utc", "Z", "GMT", "+00:00", "+0000", "0", "0.0", "None", ""}:
+            raise table.unclear(
+                f"are the times those of the zone in column {name} ({table.cell(name, 0)})?",
+                example="--timezone +02:00    (or UTC, where they are not)",
+            )
 
 
 def _switching(table: Table, local: pl.Series, zone: str) -> Times:

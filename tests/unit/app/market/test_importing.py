@@ -346,6 +346,17 @@ def test_local_time_with_an_offset_or_a_zone(tmp_path: Path) -> None:
         assert "no time zone" in asked(path, Answers(timezone=zone)).what
 
 
+def test_a_zone_in_a_column_of_its_own_is_not_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "BTCUSD.csv", f"tz,{NAMED}", "+08:00,{:%Y-%m-%d %H:%M}".format)
+    error = asked(path)
+    assert error.what == "are the times those of the zone in column tz (+08:00)?"
+    there = read_file(path, Answers(timezone="+08:00")).bars["timestamp"]
+    assert there[0] == truth()["timestamp"][0] - timedelta(hours=8)
+    assert read_file(path, Answers(timezone="UTC")).bars.equals(truth())
+    path.write_text(path.read_text().replace("+08:00", "UTC"))
+    assert read_file(path).bars.equals(truth())
+
+
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_the_hour_that_comes_twice_is_told_apart_by_order(
     tmp_path: Path, newest_first: bool
