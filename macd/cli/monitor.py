@@ -171,7 +171,8 @@ def _exit(seen: Seen) -> ExitCode | None:
 
 def _fields(seen: Seen) -> dict[str, Any]:
     reports = [{"name": name, **report} for name, report in seen.reports]
-    derived = {"state": seen.state, "unjudged": seen.unjudged, "drift": seen.drift}
+    derived: dict[str, Any] = {"state": seen.state, "unjudged": seen.unjudged, "drift": seen.drift}
+    derived["order"] = seen.watch  # its name up to 0.1
     return {**asdict(seen), **derived, "reports": reports}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from macd.cli.monitor import _catch_up, _ending, _exit, _head
+from macd.cli.monitor import _catch_up, _ending, _exit, _fields, _head
 from macd.errors import ExitCode
 from macd.gate import flag
 from macd.gate.flag import Seen
@@ -112,3 +112,9 @@ def test_who_decides_is_said_without_a_weight_where_there_is_none() -> None:
 
     assert head() == "prod: stacking decides with 100 %, nothing is live"
     assert head(weighed=False) == "prod: the models decide, nothing is live"
+
+
+def test_the_watch_has_its_old_name_in_json_too() -> None:
+    seen = Seen("prod", {"state": "watching", "release": "r"}, "r", "1", (), 0.0, loop=True)
+    made = _fields(seen)
+    assert made["watch"] == made["order"] == seen.watch
