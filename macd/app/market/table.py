@@ -167,7 +167,8 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise MacdError(
+        kind = UsageError if isinstance(error, FileNotFoundError) else MacdError
+        raise kind(
             f"{path} can't be read",
             why=error.strerror or str(error),
             hint="invoke data.import FILE, where FILE is CSV or parquet",

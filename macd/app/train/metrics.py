@@ -141,20 +141,34 @@ def resampled_aucs(
     quadratic form in the week counts: exact, and quick for years of bars.
     """
     week, weeks = _blocks(times_ms, block_ms(times_ms))
-    if weeks < 2:
+    if weeks < 2 or not predictions:
         return np.empty((0, len(predictions)))
-    n_pos = np.bincount(week[y == 1], minlength=weeks).astype(np.float64)
-    n_neg = np.bincount(week[y != 1], minlength=weeks).astype(np.float64)
+    counts = _drawn(weeks, reps, seed)
+    values = np.column_stack([_aucs_of(y, p, week, counts) for p in predictions])
+    return values[np.isfinite(values).all(axis=1)]
+
+
+def _drawn(weeks: int, reps: int, seed: int) -> NDArray[np.float64]:
+    """How often each week is in each resample: (reps, weeks)."""
     draws = np.random.default_rng(seed).integers(0, weeks, size=(reps, weeks))
     counts = np.zeros((reps, weeks))
     np.add.at(counts, (np.arange(reps)[:, None], draws), 1.0)
+    return counts
+
+
+def _aucs_of(
+    y: Floats, p: Floats, week: NDArray[np.intp], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A model's AUC in each resample: (reps,), NaN where one has one class only."""
+    positive, weeks = np.asarray(y) == 1, counts.shape[1]
+    n_pos = np.bincount(week[positive], minlength=weeks).astype(np.float64)
+    n_neg = np.bincount(week[~positive], minlength=weeks).astype(np.float64)
     pairs = (counts @ n_pos) * (counts @ n_neg)
-    valid = pairs > 0
-    values = np.empty((int(valid.sum()), len(predictions)))
-    for at, p in enumerate(predictions):
-        wins = _wins_between_weeks(np.asarray(y) == 1, np.asarray(p), week, weeks)
-        values[:, at] = ((counts @ wins) * counts).sum(axis=1)[valid] / pairs[valid]
-    return values
+    wins = _wins_between_weeks(positive, np.asarray(p), week, weeks)
+    won = ((counts @ wins) * counts).sum(axis=1)
+    aucs: NDArray[np.float64] = np.full(len(pairs), np.nan)
+    np.divide(won, pairs, out=aucs, where=pairs > 0)
+    return aucs
 
 
 def luck_of_the_best(
@@ -169,18 +183,21 @@ def luck_of_the_best(
     Args:
         y, p: (rows, heads) labels and predictions, as in `score`.
     """
-    drawn, values = [], []
+    week, weeks = _blocks(times_ms, block_ms(times_ms))
+    if weeks < 2:
+        return 0.0
+    counts, drawn, values = _drawn(weeks, reps, seed), [], []
     for k in range(y.shape[1]):
         finite = np.isfinite(y[:, k]) & np.isfinite(p[:, k])
-        known, said, times = y[finite, k], p[finite, k], times_ms[finite]
-        drawn.append(resampled_aucs(known, [said], times, reps=reps, seed=seed)[:, 0])
+        known, said = y[finite, k], p[finite, k]
+        drawn.append(_aucs_of(known, said, week[finite], counts))
         values.append(auc(known, said))
-    common = min(len(each) for each in drawn)
-    if common == 0:
+    resamples = np.column_stack(drawn)
+    resamples = resamples[np.isfinite(resamples).all(axis=1)]
+    if not len(resamples):
         return 0.0
-    resamples = np.column_stack([each[:common] for each in drawn])
     winner = resamples.argmax(axis=1)
-    luck = resamples[np.arange(common), winner] - np.array(values)[winner]
+    luck = resamples[np.arange(len(resamples)), winner] - np.array(values)[winner]
     return max(0.0, float(luck.mean()))
 
 

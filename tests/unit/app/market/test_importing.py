@@ -512,7 +512,7 @@ def test_files_that_are_no_bars(tmp_path: Path) -> None:
             read_file(path)
         assert what in caught.value.what, raw
         assert caught.value.hint
-    with pytest.raises(MacdError, match="can't be read"):
+    with pytest.raises(UsageError, match="can't be read"):
         read_file(tmp_path / "none.csv")
 
 

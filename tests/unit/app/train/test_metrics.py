@@ -180,3 +180,24 @@ def test_the_best_of_alike_heads_owes_something_to_luck_and_a_clear_winner_nothi
     assert 0.002 < metrics.luck_of_the_best(y, alike, times, reps=300) < 0.03
     assert metrics.luck_of_the_best(y, ahead, times, reps=300) < 0.002
     assert metrics.luck_of_the_best(y[:100], alike[:100], times[:100]) == 0.0, "one week alone"
+
+
+def test_the_best_heads_luck_is_of_the_same_weeks_where_a_head_has_no_move_in_one() -> None:
+    """As written down: whole weeks drawn, each head's AUC over its own rows of them."""
+    rng, weeks, reps = np.random.default_rng(3), 9, 60
+    times = np.arange(weeks * 168) * HOUR
+    y = rng.integers(0, 2, (len(times), 2)).astype(float)
+    p = y * 0.2 + rng.random(y.shape)
+    y[168 * 2 : 168 * 4, 1] = np.nan  # quiet weeks: the second head's moves are too small
+    week = times // metrics.WEEK_MS
+    moved = ~np.isnan(y)
+    values = [metrics.auc(y[moved[:, k], k], p[moved[:, k], k]) for k in (0, 1)]
+    luck = []
+    for drawn in np.random.default_rng(7).integers(0, week.max() + 1, (reps, week.max() + 1)):
+        rows = np.concatenate([np.flatnonzero(week == one) for one in drawn])
+        there = [rows[moved[rows, k]] for k in (0, 1)]
+        aucs = [metrics.auc(y[at, k], p[at, k]) for k, at in enumerate(there)]
+        best = int(np.argmax(aucs))
+        luck.append(aucs[best] - values[best])
+    found = metrics.luck_of_the_best(y, p, times, reps=reps, seed=7)
+    assert found == pytest.approx(max(0.0, float(np.mean(luck))), abs=1e-12)
