@@ -94,7 +94,7 @@ def test_an_incremental_deploy(host: Project, points: Sequence[int | str]) -> No
     incremental(host, points)
 
 
-@at_points(["activate", "confirm"], EVERY)
+@at_points(["activate"], EVERY)
 def test_an_incremental_deploy_of_an_own_application(
     own_host: Project, points: Sequence[int | str]
 ) -> None:
@@ -116,7 +116,7 @@ def incremental(bench: Project, points: Sequence[int | str]) -> None:
     trials.tell("incremental deploy", min(len(points), LEAST))
 
 
-@at_points(["activate", "confirm"], EVERY)
+@at_points(["activate"], EVERY)
 def test_a_rollback(host: Project, points: Sequence[int | str]) -> None:
     bench, other = host, deployed(host)
     next_release(bench)
