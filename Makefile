@@ -10,8 +10,8 @@ PIP_ARGS ?=
 # Each worker collects all files that it is given, so few are given those that import torch: three, for
 # a third of their time is waiting.
 UNIT ?= tests/unit -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
-# Much of the other tests' time is waiting for hosts: seven workers fill two cores.
-OTHER ?= tests/hosts tests/local -n 7 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# Much of the other tests' time is waiting for hosts: six workers fill two cores.
+OTHER ?= tests/hosts tests/local -n 6 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # The unit tests of what decides a deploy, a release and the gate.
 DECIDING := tests/unit/inventory tests/unit/deploy/test_plan.py tests/unit/deploy/test_rollback_targets.py tests/unit/deploy/test_own_desired.py \

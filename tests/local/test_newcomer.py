@@ -315,7 +315,7 @@ SLIPS = {
     "no symbol": Slip(
         "data.import bars.csv", 2, "which market", "data.import", csv(HEADER + HOURS)
     ),
-    "no such file": Slip("data.import none.csv --symbol BTCUSD", 1, "can't be read", "data.import"),
+    "no such file": Slip("data.import none.csv --symbol BTCUSD", 2, "can't be read", "data.import"),
     "no bars, verify": Slip(
         "data.verify",
         1,

@@ -6,6 +6,7 @@ beside it, so the product's own commands run against these hosts with `--invento
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ TRAINS_WITH = {
     "/srv/python": Path(sys.base_prefix),
     "/srv/packages": Path(sysconfig.get_path("purelib")),
 }
+_WATCHES = 1024
 ALIASES = {"jump": "jumphost", "h800": "h800", "prod": "prod"}
 
 
@@ -106,6 +108,7 @@ def booted(
     directory for the client's files. Hosts that aren't in `names` stay off; `options` of
     systemd-nspawn are for prod. Raises RuntimeError when a host does not come up.
     """
+    _allow_watches()
     lower = rootfs.ensure(cache)
     claim = claims.take(cache)
     hosts: Hosts | None = None
@@ -122,6 +125,18 @@ def booted(
         for host in hosts.each() if hosts else ():
             host.machine.power_cut()
         claim.release()
+
+
+def _allow_watches() -> None:
+    """Room for the inotify instances of many hosts' systemd, until this machine is booted again.
+
+    The kernel's 128 are for all processes of a user, and some twenty hosts take them all. Where the
+    setting can't be changed fewer hosts boot, and their consoles say why.
+    """
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    with contextlib.suppress(OSError):
+        if int(limit.read_text()) < _WATCHES:
+            limit.write_text(str(_WATCHES))
 
 
 def _lay_out(claim: claims.RunLock, lower: Path, root: Path) -> Hosts:
