@@ -76,7 +76,7 @@ def process(work: Path, *, run: str = RUN) -> dict[str, Any]:
 def alive(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone while it is read
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
 
