@@ -407,19 +407,17 @@ def _no_room(current: HostState, lacking: Sequence[Part], unpacked: Unpacked) ->
     receive = sum(part.size for part in lacking)
     if not receive + unpacked.size:  # a restart takes next to nothing
         return []
-    needed = receive + unpacked.size + _SPARE
-    if needed > current.free:
-        runtime = f", {size(unpacked.size)} for the unpacked runtime" if unpacked.size else ""
-        what = f"{size(current.free)} are free at {current.app}, {size(needed)} are needed: "
-        what += f"{size(receive)} to receive{runtime}, {size(_SPARE)} to spare"
-        problems.append(Problem(what, f"make room there: {size(needed - current.free)} more"))
-    needed = receive + _SPARE
-    if 0 <= current.blobs_free < needed:
-        what = f"{size(current.blobs_free)} are free at {current.app}/blobs, a file system of its "
-        what += (
-            f"own, {size(needed)} are needed: {size(receive)} to receive, {size(_SPARE)} to spare"
-        )
-        problems.append(Problem(what, f"make room there: {size(needed - current.blobs_free)} more"))
+    runtime = f", {size(unpacked.size)} for the unpacked runtime" if unpacked.size else ""
+    app, apart = current.app, f"{current.app}/blobs, a file system of its own"
+    for free, place, more, parts in (
+        (current.free, app, unpacked.size, runtime),
+        (current.blobs_free, apart, 0, ""),
+    ):
+        needed = receive + more + _SPARE
+        if 0 <= free < needed:
+            what = f"{size(free)} are free at {place}, {size(needed)} are needed: "
+            what += f"{size(receive)} to receive{parts}, {size(_SPARE)} to spare"
+            problems.append(Problem(what, f"make room there: {size(needed - free)} more"))
     files = len(lacking) + unpacked.files + _SPARE_FILES
     if 0 <= current.free_inodes < files:
         what = f"{current.free_inodes} inodes are free at {current.app}, {files} are needed"

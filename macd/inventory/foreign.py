@@ -69,7 +69,8 @@ def document(
     does not look there by itself.
     """
     taken: set[str] = set()
-    names = {host.name: _name(host.name, taken) for host in hosts if not _unfit(host)}
+    unfit = {host.name: why for host in hosts if (why := _unfit(host))}
+    names = {host.name: _name(host.name, taken) for host in hosts if host.name not in unfit}
     lines = [
         f"# Hosts of {source}. Each key is explained in production.example.yml.",
         "# Check roles and directories; then: invoke host.list --inventory NAME",
@@ -77,9 +78,7 @@ def document(
         *([f"ssh_config: {_yaml(str(ssh_config))}", ""] if ssh_config else []),
         "hosts:",
     ]
-    lines += [
-        f"  # {host.name[:100]!r} is left out: {_unfit(host)}" for host in hosts if _unfit(host)
-    ]
+    lines += [f"  # {name[:100]!r} is left out: {why}" for name, why in unfit.items()]
     for host in (host for host in hosts if host.name in names):
         stated = [roles[name] for name in (host.name, *host.groups) if name in roles]
         role = stated[0] if stated else host.role

@@ -146,7 +146,8 @@ def read_table(path: Path, *, skip: int = 0, sheet: str = "", member: str = "") 
     else:
         text = _decode(shown, raw)
         table = _json(shown, text) if looks_json(text) and not skip else _text(shown, text, skip)
-    return replace(table, path=path, member=member, packed=next(iter(_packed(path, content)), ""))
+    packed = "" if member else next(iter(_packed(path, content)), "")
+    return replace(table, path=path, member=member, packed=packed)
 
 
 def members(path: Path) -> dict[str, int]:
