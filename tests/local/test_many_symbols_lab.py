@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from macd.host.deploy import health
-from macd.inventory import load
 from macd.lab import LabState
 from macd.ssh.session import open_session
 from tests.local.test_flag_lab import TASKS
-from tests.support import several_symbols, signal_lines, small_releases
+from tests.support import signal_lines, small_releases
 from tests.support.lab_project import Project, project
 from tests.support.several_symbols import SYMBOLS
+from tests.support.symbols_lab import provisioned
 
 PATIENCE_S = 180
 
@@ -29,25 +29,8 @@ PATIENCE_S = 180
 @pytest.fixture
 def bench(lab: LabState, tmp_path: Path) -> Iterator[Project]:
     made = project(lab, tmp_path / "p", "many")
-    (made.root / "tasks.py").write_text(
-        TASKS.replace("deploy.deploy,", "deploy.deploy, deploy.plan,")
-    )
-    book = made.root / "inventory/lab.yml"
-    text = book.read_text()
-    for old, new in (
-        ("  symbol: BTCUSD\n", f"  symbols: [{', '.join(SYMBOLS)}]\n"),
-        ("data_dir: ../data/sample", "data_dir: ../bars"),
-        ("speed: 2, start: 0.85}", "speed: 5, start: 0.85}"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    book.write_text(text + "guard:\n  every_hours: 0.0005\n  for_hours: 1\n")
-    (made.root / "bars").mkdir()
-    several_symbols.write_replay(made.root / "bars")
-    bench = Project(made.root, made.lab, load("lab", root=made.root))
-    bench.invoke("provision", "--yes")
-    env = made.app / ".env"
-    env.write_text(env.read_text() + "ML_STACKING_MIN_SAMPLES=0\n")
+    tasks = TASKS.replace("deploy.deploy,", "deploy.deploy, deploy.plan,")
+    bench = provisioned(made, tasks, more="guard:\n  every_hours: 0.0005\n  for_hours: 1\n")
     yield bench
     stop(bench)
 
